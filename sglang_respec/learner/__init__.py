@@ -1,0 +1,1 @@
+"""Keeps the drafter close to a moving policy: module, objective, checkpoint."""
