@@ -1,0 +1,177 @@
+"""Every knob of the extension, once: name, default, unit, meaning.
+
+The same table serves TOML files, ``--respec-<name>`` flags and ``respec serve --help``. The
+settings reach every process SGLang starts through the environment: ``SGLANG_RESPEC_CONFIG`` names
+one TOML file. ``SGLANG_RESPEC=0`` turns the extension off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sglang_respec.errors import RespecError, did_you_mean
+
+CONFIG_ENV = "SGLANG_RESPEC_CONFIG"
+SWITCH_ENV = "SGLANG_RESPEC"
+FLAG_PREFIX = "--respec-"
+
+_OFF = frozenset({"0", "false", "no", "n", "off"})
+_ON = frozenset({"1", "true", "yes", "y", "on"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """One row of the table: what ``--help`` prints and what a value is checked against."""
+
+    name: str
+    type: type[Any]
+    default: Any
+    meaning: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+
+    @property
+    def flag(self) -> str:
+        return FLAG_PREFIX + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> Any:
+        """Return ``value``, or say what a right value looks like."""
+        if not isinstance(value, self.type) or (self.type is not bool and isinstance(value, bool)):
+            raise RespecError(
+                f"{self.name} must be {_article(self.type)}, got {value!r}; "
+                f"the default is {self.default!r}."
+            )
+        if self.choices and value not in self.choices:
+            raise RespecError(
+                f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}."
+            )
+        if self.minimum is not None and value < self.minimum:
+            raise RespecError(f"{self.name} must be {self.minimum} or more, got {value!r}.")
+        return value
+
+    def from_text(self, text: str) -> Any:
+        """Read a flag's value."""
+        if self.type is str:
+            return self.check(text)
+        if self.type is bool and text.lower() in _ON | _OFF:
+            return text.lower() in _ON
+        try:
+            value = self.type(text) if self.type is not bool else text
+        except ValueError:
+            value = text
+        return self.check(value)
+
+
+def _article(kind: type) -> str:
+    return {int: "an integer", str: "a text", bool: "true or false", float: "a number"}[kind]
+
+
+def _knob(default: Any, meaning: str, **rest: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **rest})
+
+
+@dataclasses.dataclass(frozen=True)
+class RespecConfig:
+    """The settings of one server. Frozen; :func:`load_config` reads the one in force."""
+
+    kernels: str = _knob(
+        "auto",
+        "which implementation of the tree kernels serves: auto takes Triton on a GPU "
+        "and the PyTorch reference elsewhere",
+        choices=("auto", "triton", "reference"),
+    )
+    portable_threads: int = _knob(
+        0,
+        "torch threads of each scheduler process on a CPU; "
+        "0 means all cores divided by the tensor-parallel size",
+        unit="threads",
+        minimum=0,
+    )
+    portable_kv_tokens: int = _knob(
+        65536,
+        "size of the KV cache on a CPU when --max-total-tokens is not given",
+        unit="tokens",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        for knob in knobs():
+            knob.check(getattr(self, knob.name))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RespecConfig:
+        """Build from plain values; an unknown name is an error that names its close matches."""
+        for name in values:
+            find_knob(name)
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> RespecConfig:
+        """Read one TOML file of ``name = value`` lines."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RespecError(
+                f"The settings file {path} cannot be read ({error.strerror}); "
+                f"correct the path or unset {CONFIG_ENV}."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RespecError(f"The settings file {path} is not valid TOML: {error}.") from error
+        try:
+            return cls.from_mapping(values)
+        except RespecError as error:
+            raise RespecError(f"In the settings file {path}: {error}") from error
+
+    def to_toml(self) -> str:
+        """The file :meth:`from_toml` reads back, each value with its meaning above it."""
+        lines = ["# sglang-respec settings."]
+        for knob in knobs():
+            unit = f" [{knob.unit}]" if knob.unit else ""
+            value = json.dumps(getattr(self, knob.name))  # int, bool and basic strings agree
+            lines += ["", f"# {knob.meaning}{unit}", f"{knob.name} = {value}"]
+        return "\n".join(lines) + "\n"
+
+    def replace(self, **values: Any) -> RespecConfig:
+        """A copy with some values changed; checks names and values like :meth:`from_mapping`."""
+        return self.from_mapping({**dataclasses.asdict(self), **values})
+
+
+def knobs() -> tuple[Knob, ...]:
+    """Every knob, in the order of declaration."""
+    types = {"int": int, "str": str, "bool": bool, "float": float}
+    return tuple(
+        Knob(name=each.name, type=types[str(each.type)], default=each.default, **each.metadata)
+        for each in dataclasses.fields(RespecConfig)
+    )
+
+
+def find_knob(name: str) -> Knob:
+    """The knob of this name, dashes or underscores; or an error that names its close matches."""
+    table = {knob.name: knob for knob in knobs()}
+    key = name.replace("-", "_")
+    if key not in table:
+        raise RespecError(f"There is no setting named {name!r}{did_you_mean(key, table)}")
+    return table[key]
+
+
+def enabled(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the extension is on: it is, unless ``SGLANG_RESPEC`` is 0, false, no or off."""
+    text = environ.get(SWITCH_ENV, "1").strip().lower()
+    if text in _ON or text == "":
+        return True
+    if text in _OFF:
+        return False
+    raise RespecError(f"{SWITCH_ENV} must be 0 or 1, got {text!r}.")
+
+
+def load_config(environ: Mapping[str, str] = os.environ) -> RespecConfig:
+    """The settings in force: the file ``SGLANG_RESPEC_CONFIG`` names, or the defaults."""
+    path = environ.get(CONFIG_ENV, "")
+    return RespecConfig.from_toml(path) if path else RespecConfig()
