@@ -164,11 +164,11 @@ def _entry(
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole or not isinstance(dtype, str):
-        raise _damaged(file, what, f"its header does not describe {name}")
+        raise _damaged(file, what, f"its header does not describe {name!r}")
     if not begin <= end <= size - data_start:
-        raise _damaged(file, what, f"it ends before {name} does")
+        raise _damaged(file, what, f"it ends before {name!r} does")
     if dtype in _ITEM_BYTES and end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise _damaged(file, what, f"the bytes of {name} do not match its shape {list(shape)}")
+        raise _damaged(file, what, f"the bytes of {name!r} do not match its shape {list(shape)}")
     return TensorEntry(name, dtype, shape, file, data_start + begin, data_start + end)
 
 
