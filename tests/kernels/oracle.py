@@ -5,6 +5,7 @@ Nothing here knows how either implementation works; there are no tensors but at 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 NONE = -1
@@ -50,7 +51,7 @@ class Tree:
         siblings = [NONE] * self.num_nodes
         for node in range(self.num_nodes):
             family = self.children(node)
-            for elder, younger in zip(family, family[1:], strict=False):
+            for elder, younger in itertools.pairwise(family):
                 siblings[elder] = younger
         return siblings
 

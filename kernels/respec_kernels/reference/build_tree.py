@@ -26,6 +26,7 @@ Origin
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -77,34 +78,43 @@ def build_tree(
         return
     n = num_verify_tokens
     torch.arange(batch * n, out=retrieve_index.view(-1))
-    nodes, lower, successors = _constants(n, seq_lens.device)
+    known = _constants(n, seq_lens.device)
+    cells = _tree_cells(tree_mask, tree_mask_mode, batch, n)
     # A chain that verifies all it drafted has one shape only: nothing to look up.
     if n == 1 or (topk == 1 and n == spec_steps + 1):
-        retrieve_next_token.copy_(successors)
+        retrieve_next_token.copy_(known.successors)
         retrieve_next_sibling.fill_(-1)
-        depth, mask = nodes, lower.expand(batch, n, n)
-        _tree_cells(tree_mask, tree_mask_mode, batch, n).copy_(mask)
+        depth = known.nodes
+        cells.copy_(known.lower)
     else:
         slots = top_scores_index // topk
-        parent = _parents(parent_list, top_scores_index, slots, topk, spec_steps)
-        _write_links(retrieve_next_token, retrieve_next_sibling, slots, parent, nodes)
-        path = _paths(parent, nodes, min(spec_steps, n - 1))
-        depth = torch.count_nonzero(path, dim=2)
-        mask = _tree_cells(tree_mask, tree_mask_mode, batch, n).zero_().scatter_(2, path, True)
+        parent = _parents(parent_list, top_scores_index, slots, topk, spec_steps, known)
+        _write_links(retrieve_next_token, retrieve_next_sibling, slots, parent, known)
+        path = _paths(parent, known, min(spec_steps, n - 1))
+        depth = path.sign().sum(0)
+        cells.zero_().scatter_(2, path.permute(1, 2, 0), True)
     torch.add(seq_lens.unsqueeze(1), depth, out=positions.view(batch, n))
     if tree_mask_mode == TreeMaskMode.FULL_MASK:
-        _write_full_mask(tree_mask, mask, seq_lens, nodes)
+        _write_full_mask(tree_mask, cells, seq_lens, known)
     elif tree_mask_mode == TreeMaskMode.QLEN_ONLY_BITPACKING:
-        _write_packed_mask(tree_mask, mask, nodes)
+        _write_packed_mask(tree_mask, cells, known)
+
+
+class _Constants(NamedTuple):
+    """What depends on the node count alone. Never written to."""
+
+    nodes: torch.Tensor  # [n] 0, 1, ..
+    successors: torch.Tensor  # [n] 1, 2, .., -1: the links of a chain
+    lower: torch.Tensor  # [n, n] bool, the mask of a chain
+    none: torch.Tensor  # [n] all -1
 
 
 @lru_cache(maxsize=256)
-def _constants(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return node numbers, the mask of a chain and the links of a chain. Never written to."""
+def _constants(n: int, device: torch.device) -> _Constants:
     nodes = torch.arange(n, device=device)
     successors = nodes + 1
     successors[-1] = -1
-    return nodes, nodes <= nodes.unsqueeze(1), successors
+    return _Constants(nodes, successors, nodes <= nodes.unsqueeze(1), torch.full_like(nodes, -1))
 
 
 def _parents(
@@ -113,16 +123,14 @@ def _parents(
     slots: torch.Tensor,
     topk: int,
     spec_steps: int,
+    known: _Constants,
 ) -> torch.Tensor:
     """Return the parent's node of nodes ``1 .. n-1``, -1 for an orphan."""
     if spec_steps == 1:
         return torch.zeros_like(chosen)
-    batch, drafted = chosen.shape
-    entries = topk + (spec_steps - 1) * topk * topk
+    batch, entries = chosen.shape[0], topk + (spec_steps - 1) * topk * topk
     node_of_entry = chosen.new_full((batch, entries), -1)
-    node_of_entry.scatter_(
-        1, chosen, _constants(drafted + 1, chosen.device)[0][1:].expand_as(chosen)
-    )
+    node_of_entry.scatter_(1, chosen, known.nodes[1:].expand_as(chosen))
     from_root = slots == 0
     parent_entry = parent_list.gather(1, slots).masked_fill_(from_root, 0)
     return node_of_entry.gather(1, parent_entry).masked_fill_(from_root, 0)
@@ -133,30 +141,31 @@ def _write_links(
     next_sibling: torch.Tensor,
     slots: torch.Tensor,
     parent: torch.Tensor,
-    nodes: torch.Tensor,
+    known: _Constants,
 ) -> None:
     # Rows are ascending, so siblings (equal slots) are neighbours.
-    n = nodes.shape[0]
-    linked = parent >= 0
+    n = known.nodes.shape[0]
+    first = parent >= 0
     same = slots[:, 1:] == slots[:, :-1]
+    has_next = same & first[:, 1:]
     next_sibling.fill_(-1)
-    next_sibling[:, 1:-1] = torch.where(same & linked[:, 1:], nodes[2:], -1)
-    first = linked
-    first[:, 1:].logical_and_(~same)
-    # The last node has no children: the nodes that are not first children write its -1.
+    torch.where(has_next, known.nodes[2:], known.none[2:], out=next_sibling[:, 1:-1])
+    first[:, 1:] &= ~same
+    # The last node has no children: whoever is no first child writes the -1 that belongs there.
     next_token.fill_(-1)
-    next_token.scatter_(1, torch.where(first, parent, n - 1), torch.where(first, nodes[1:], -1))
+    owner = torch.where(first, parent, known.nodes[n - 1])
+    next_token.scatter_(1, owner, torch.where(first, known.nodes[1:], known.none[1:]))
 
 
-def _paths(parent: torch.Tensor, nodes: torch.Tensor, depth: int) -> torch.Tensor:
-    """Return ``[batch, n, depth + 1]``: each node, its parent, and so on; padded with the root."""
-    batch, n = parent.shape[0], nodes.shape[0]
+def _paths(parent: torch.Tensor, known: _Constants, depth: int) -> torch.Tensor:
+    """Return ``[depth + 1, batch, n]``: each node, its parent, and so on, ending at the root."""
+    batch, n = parent.shape[0], known.nodes.shape[0]
     up = parent.new_zeros(batch, n)
     torch.clamp(parent, min=0, out=up[:, 1:])
-    path = [nodes.expand(batch, n), up]
+    path = [known.nodes.expand(batch, n), up]
     for _ in range(depth - 1):
         path.append(up.gather(1, path[-1]))
-    return torch.stack(path, dim=2)
+    return torch.stack(path)
 
 
 def _tree_cells(tree_mask: torch.Tensor, mode: int, batch: int, n: int) -> torch.Tensor:
@@ -167,9 +176,9 @@ def _tree_cells(tree_mask: torch.Tensor, mode: int, batch: int, n: int) -> torch
 
 
 def _write_full_mask(
-    tree_mask: torch.Tensor, mask: torch.Tensor, seq_lens: torch.Tensor, nodes: torch.Tensor
+    tree_mask: torch.Tensor, mask: torch.Tensor, seq_lens: torch.Tensor, known: _Constants
 ) -> None:
-    n = nodes.shape[0]
+    n = known.nodes.shape[0]
     row_cells = (seq_lens + n).unsqueeze(1)
     ends = n * row_cells.cumsum(0)
     if tree_mask.device.type == "cpu" and int(ends[-1]) > tree_mask.numel():
@@ -177,13 +186,13 @@ def _write_full_mask(
             f"tree_mask holds {tree_mask.numel()} cells, these lengths need {int(ends[-1])}: "
             "allocate n * (sum(seq_lens) + batch * n)."
         )
-    rows = ends - n * row_cells + seq_lens.unsqueeze(1) + nodes * row_cells
-    cells = rows.unsqueeze(2) + nodes
-    tree_mask.view(torch.bool).scatter_(0, cells.view(-1), mask.reshape(-1))
+    rows = ends - n * row_cells + seq_lens.unsqueeze(1) + known.nodes * row_cells
+    cells = rows.unsqueeze(2) + known.nodes
+    tree_mask.view(torch.bool).scatter_(0, cells.view(-1), mask.view(-1))
 
 
-def _write_packed_mask(tree_mask: torch.Tensor, mask: torch.Tensor, nodes: torch.Tensor) -> None:
+def _write_packed_mask(tree_mask: torch.Tensor, mask: torch.Tensor, known: _Constants) -> None:
     batch, n, _ = mask.shape
     width = packed_bytes(n)
     words = tree_mask.view(torch.uint8)[: batch * n * width].view(_WORDS[width]).view(batch, n)
-    words.copy_((mask * (1 << nodes)).sum(dim=2))
+    words.copy_((mask * (1 << known.nodes)).sum(dim=2))

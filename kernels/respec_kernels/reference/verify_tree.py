@@ -71,7 +71,7 @@ def verify_tree(
     path = _walk(child, min(slots, n))
     rows = retrieve_index.gather(1, path)
     # Past its end a path repeats the root, which is always visited: the same value, written twice.
-    tokens = target_predict.view(-1)[rows].to(torch.int32)
+    tokens = target_predict.take(rows).to(torch.int32)
     predicts.scatter_(0, rows.view(-1), tokens.view(-1))
     accepted = path[:, 1:] != 0
     torch.sum(accepted, dim=1, dtype=torch.int32, out=accept_token_num)
