@@ -1,0 +1,129 @@
+"""The `respec` command. It imports each verb when asked, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sglang_respec.errors import RespecError, did_you_mean
+
+HELP = """\
+usage: respec <command> [options]
+
+SGLang, extended into a rollout server with speculative decoding.
+
+commands:
+  serve     start a server; every SGLang flag is accepted
+  demo      start a server with the bundled models, run a batch, show the figures
+  status    ask a running server how it is doing
+  doctor    check this machine and this installation
+  version   print the versions
+
+examples:
+  respec demo
+  respec serve --demo
+  respec serve --model-path MODEL --drafter-path DRAFTER --tp-size 2
+  respec status --url http://127.0.0.1:30000
+
+`respec <command> --help` tells more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the exit code. A user's mistake is one sentence and 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if command == "--version":
+        command = "version"
+    verbs = {
+        "serve": _serve,
+        "demo": _demo,
+        "status": _status,
+        "doctor": _doctor,
+        "version": _version,
+    }
+    if command not in verbs:
+        sys.stderr.write(f"respec: There is no command {command!r}{did_you_mean(command, verbs)}\n")
+        return 2
+    try:
+        return verbs[command](arguments)
+    except RespecError as error:
+        sys.stderr.write(f"respec: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(arguments: list[str]) -> int:
+    from respec_server.launch import serve
+
+    return serve(arguments)
+
+
+def _demo(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="respec demo",
+        description="Start a server with the bundled models, send it a batch of problems whose "
+        "answers have very different lengths, show what was measured, and stop the server.",
+    )
+    parser.add_argument("--requests", type=int, default=64, help="problems in the batch (64)")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time (16)")
+    parser.add_argument("--plain", action="store_true", help="without the drafter, to compare")
+    parser.add_argument("--log", metavar="FILE", help="where the server's log goes")
+    options = parser.parse_args(arguments)
+    from respec_server.demo import run_demo
+
+    return run_demo(
+        requests=options.requests,
+        concurrency=options.concurrency,
+        plain=options.plain,
+        log=options.log,
+    )
+
+
+def _status(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="respec status", description="Ask a running server how it is doing."
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
+    parser.add_argument("--api-key", help="the server's API key, if it has one")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    from respec_server.status import show_status
+
+    return show_status(options.url, api_key=options.api_key, as_json=options.json)
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="respec doctor",
+        description="Check this machine and this installation. Exit code 1 if anything fails.",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="leave out what needs SGLang to be imported (half a minute)",
+    )
+    options = parser.parse_args(arguments)
+    from respec_server.doctor import run_doctor
+
+    return run_doctor(quick=options.quick)
+
+
+def _version(arguments: list[str]) -> int:
+    argparse.ArgumentParser(prog="respec version", description="Print the versions.").parse_args(
+        arguments
+    )
+    from respec_server.doctor import versions
+
+    for name, version in versions():
+        print(f"{name} {version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
