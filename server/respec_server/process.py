@@ -21,6 +21,7 @@ RESPEC_SERVE = (sys.executable, "-m", "respec_server", "serve")
 READY_TIMEOUT_S = 300.0
 POLL_S = 0.5
 TERMINATE_S = 20.0  # SGLang drains its requests on SIGTERM
+ORPHAN_S = 1.0  # what is left then is an orphan and hears of no shutdown
 KILL_S = 5.0
 TAIL_LINES = 30
 
@@ -134,8 +135,8 @@ class ServerProcess:
                 process.kill()
                 process.wait()
         # psutil compares start times, so a reused pid is never signalled.
-        left = [each for each in self._tree.values() if each.is_running()]
-        _, left = psutil.wait_procs(left, timeout=KILL_S)
+        left = [each for each in self._tree.values() if _lives(each)]
+        _, left = psutil.wait_procs(left, timeout=ORPHAN_S)
         for each in left:
             _kill(each)
         psutil.wait_procs(left, timeout=KILL_S)
@@ -183,6 +184,13 @@ def _answers(client: httpx.Client) -> bool:
     try:
         return client.get("/health").status_code == httpx.codes.OK
     except httpx.TransportError:  # nobody listens yet, or it is too busy to answer
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
