@@ -28,8 +28,9 @@ from respec_kernels.checks import check_build_tree
 from respec_kernels.modes import TreeMaskMode, packed_bytes
 
 
-@triton.jit
-def _build_tree_kernel(
+# A buffer's size may change from call to call: one binary serves them all.
+@triton.jit(do_not_specialize=["mask_bytes"])
+def _build_tree_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations a meaning
     parent_list_ptr,  # [batch, width] int64
     chosen_ptr,  # [batch, N - 1] int64
     seq_lens_ptr,  # [batch] int64

@@ -24,7 +24,7 @@ from respec_kernels.checks import check_verify_tree
 
 
 @triton.jit
-def _verify_tree_kernel(
+def _verify_tree_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations a meaning
     predicts_ptr,  # [batch * N] int32
     accept_index_ptr,  # [batch, SLOTS] int32
     accept_num_ptr,  # [batch] int32

@@ -36,10 +36,8 @@ class Tree:
         return [child for child, parent in enumerate(self.parents) if parent == node]
 
     def mask(self) -> list[list[bool]]:
-        return [
-            [other in self.ancestors(node) for other in range(self.num_nodes)]
-            for node in range(self.num_nodes)
-        ]
+        lineages = [self.ancestors(node) for node in range(self.num_nodes)]
+        return [[other in lineage for other in range(self.num_nodes)] for lineage in lineages]
 
     def depths(self) -> list[int]:
         return [len(self.ancestors(node)) - 1 for node in range(self.num_nodes)]

@@ -1,0 +1,20 @@
+"""Where there is no GPU, Triton kernels run in Triton's interpreter.
+
+The variable must be set before anything imports triton (SGLang does), and this file is imported
+before any test module. Whoever starts a real server from a test must take it out of the child's
+environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+# The oracle and the cases of the tree kernels, for tests/gpu and tests/contract as well.
+sys.path.append(str(Path(__file__).parent / "kernels"))
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
