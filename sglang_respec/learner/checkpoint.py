@@ -47,11 +47,11 @@ def load_drafter(
     config = read_drafter_config(directory)
     tensors = canonical_names(load_file(directory / WEIGHTS_FILE))
     draft_ids = _draft_ids(tensors, config)
-    drafter = Eagle3Drafter(config, embed_tokens.to(dtype), draft_ids)
+    drafter = Eagle3Drafter(config, embed_tokens.to(dtype), draft_ids).to(dtype)
     tensors["d2t"], tensors["t2d"] = drafter.d2t, drafter.t2d
     _check_names(tensors, drafter, directory)
     drafter.load_state_dict(tensors)
-    return drafter.to(dtype)
+    return drafter
 
 
 def drafter_tensors(
