@@ -104,17 +104,22 @@ class _Constants(NamedTuple):
     """What depends on the node count alone. Never written to."""
 
     nodes: torch.Tensor  # [n] 0, 1, ..
+    drafted: torch.Tensor  # [n - 1] 1, 2, ..: nodes without the root
+    younger: torch.Tensor  # [n - 2] 2, 3, ..: nodes that may have an elder sibling
+    last: torch.Tensor  # [] n - 1
+    none: torch.Tensor  # [] -1
     successors: torch.Tensor  # [n] 1, 2, .., -1: the links of a chain
     lower: torch.Tensor  # [n, n] bool, the mask of a chain
-    none: torch.Tensor  # [n] all -1
 
 
 @lru_cache(maxsize=256)
 def _constants(n: int, device: torch.device) -> _Constants:
     nodes = torch.arange(n, device=device)
+    none = torch.full((), -1, device=device)
     successors = nodes + 1
     successors[-1] = -1
-    return _Constants(nodes, successors, nodes <= nodes.unsqueeze(1), torch.full_like(nodes, -1))
+    lower = nodes <= nodes.unsqueeze(1)
+    return _Constants(nodes, nodes[1:], nodes[2:], nodes[-1], none, successors, lower)
 
 
 def _parents(
@@ -130,7 +135,7 @@ def _parents(
         return torch.zeros_like(chosen)
     batch, entries = chosen.shape[0], topk + (spec_steps - 1) * topk * topk
     node_of_entry = chosen.new_full((batch, entries), -1)
-    node_of_entry.scatter_(1, chosen, known.nodes[1:].expand_as(chosen))
+    node_of_entry.scatter_(1, chosen, known.drafted.expand_as(chosen))
     from_root = slots == 0
     parent_entry = parent_list.gather(1, slots).masked_fill_(from_root, 0)
     return node_of_entry.gather(1, parent_entry).masked_fill_(from_root, 0)
@@ -144,17 +149,17 @@ def _write_links(
     known: _Constants,
 ) -> None:
     # Rows are ascending, so siblings (equal slots) are neighbours.
-    n = known.nodes.shape[0]
-    first = parent >= 0
+    linked = parent >= 0
     same = slots[:, 1:] == slots[:, :-1]
-    has_next = same & first[:, 1:]
+    after_first = linked[:, 1:]
     next_sibling.fill_(-1)
-    torch.where(has_next, known.nodes[2:], known.none[2:], out=next_sibling[:, 1:-1])
-    first[:, 1:] &= ~same
+    torch.where(same & after_first, known.younger, known.none, out=next_sibling[:, 1:-1])
+    first = linked
+    after_first.logical_and_(same.logical_not_())
     # The last node has no children: whoever is no first child writes the -1 that belongs there.
     next_token.fill_(-1)
-    owner = torch.where(first, parent, known.nodes[n - 1])
-    next_token.scatter_(1, owner, torch.where(first, known.nodes[1:], known.none[1:]))
+    owner = torch.where(first, parent, known.last)
+    next_token.scatter_(1, owner, torch.where(first, known.drafted, known.none))
 
 
 def _paths(parent: torch.Tensor, known: _Constants, depth: int) -> torch.Tensor:

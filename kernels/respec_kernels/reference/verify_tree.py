@@ -65,25 +65,28 @@ def verify_tree(
     if batch == 0:
         return predicts, accept_index, accept_token_num
     most_children = topk if 0 < topk < n else n
+    nodes, none = _constants(n, candidates.device)
     child = _accepted_child(
-        candidates, retrieve_next_token, retrieve_next_sibling, target_predict, most_children
+        candidates, retrieve_next_token, retrieve_next_sibling, target_predict, nodes, most_children
     )
     path = _walk(child, min(slots, n))
     rows = retrieve_index.gather(1, path)
     # Past its end a path repeats the root, which is always visited: the same value, written twice.
     tokens = target_predict.take(rows).to(torch.int32)
     predicts.scatter_(0, rows.view(-1), tokens.view(-1))
-    accepted = path[:, 1:] != 0
-    torch.sum(accepted, dim=1, dtype=torch.int32, out=accept_token_num)
-    accept_index.fill_(-1)
-    accept_index[:, 0] = rows[:, 0]
-    accept_index[:, 1 : path.shape[1]] = torch.where(accepted, rows[:, 1:], -1)
+    visited = path != 0
+    torch.sum(visited, dim=1, dtype=torch.int32, out=accept_token_num)
+    visited[:, :1].fill_(True)  # the root, which does not count
+    if slots > n:
+        accept_index[:, n:].fill_(-1)
+    accept_index[:, :n].copy_(torch.where(visited, rows, none))
     return predicts, accept_index, accept_token_num
 
 
 @lru_cache(maxsize=256)
-def _nodes(n: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(n, device=device)  # never written to
+def _constants(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return node numbers and a -1. Never written to."""
+    return torch.arange(n, device=device), torch.full((), -1, device=device)
 
 
 def _accepted_child(
@@ -91,19 +94,19 @@ def _accepted_child(
     next_token: torch.Tensor,
     next_sibling: torch.Tensor,
     target: torch.Tensor,
+    nodes: torch.Tensor,
     most_children: int,
 ) -> torch.Tensor:
     """Return ``[batch, n]``: the child the walk moves to from each node, 0 for none."""
-    batch, n = candidates.shape
-    nodes = _nodes(n, candidates.device).expand(batch, n)
     first_child = next_token.clamp(min=0)
     doublings = (most_children - 1).bit_length()
     # What a list's head must equal; cell 0 collects the nodes without children and is never read.
     wanted = torch.zeros_like(target).scatter_(1, first_child, target)
     if doublings == 0:
-        return torch.where(candidates == wanted, nodes, 0).gather(1, first_child)
+        return torch.where(candidates == wanted, nodes, nodes[0]).gather(1, first_child)
     sibling = next_sibling.clamp(min=0)
-    head = nodes.clone().scatter_(1, sibling, nodes)
+    rows_of_nodes = nodes.expand_as(candidates)
+    head = rows_of_nodes.clone().scatter_(1, sibling, rows_of_nodes)
     for _ in range(doublings):
         head = head.gather(1, head)
     match = torch.where(candidates == wanted.gather(1, head), nodes, sibling)
@@ -114,9 +117,15 @@ def _accepted_child(
 
 def _walk(child: torch.Tensor, length: int) -> torch.Tensor:
     """Return ``[batch, length]``: the root, then the accepted nodes, then zeros."""
-    root = torch.zeros_like(child[:, :1])
-    path = [root, child[:, :1].clone()]
-    child[:, :1] = 0  # from here on node 0 means "none", and none leads to none
+    path = child.new_zeros(child.shape[0], length)
+    if length == 1:
+        return path
+    from_root = child[:, :1]
+    here = from_root.clone()
+    from_root.zero_()  # from here on node 0 means "none", and none leads to none
+    steps = [here]
     for _ in range(length - 2):
-        path.append(child.gather(1, path[-1]))
-    return torch.cat(path[:length], dim=1)
+        here = child.gather(1, here)
+        steps.append(here)
+    torch.cat(steps, dim=1, out=path[:, 1:])
+    return path
