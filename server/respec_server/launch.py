@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from respec_server.bundled import demo_flags, demo_models
+from respec_server.device import cuda_devices
 from sglang_respec.config import (
     CONFIG_ENV,
     FLAG_PREFIX,
@@ -134,6 +135,9 @@ def become_sglang(arguments: Sequence[str]) -> int:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="sglang")
     if not scripts:
         raise RespecError("SGLang is not installed in this environment; run `make install`.")
+    if cuda_devices()[0] == 0:
+        # After a crash SGLang waits a minute for core dumps of GPUs; there are none.
+        os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS", "0")
     run = next(iter(scripts)).load()
     sys.argv = ["sglang", "serve", *arguments]
     return int(run() or 0)

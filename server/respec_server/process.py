@@ -24,6 +24,7 @@ TERMINATE_S = 20.0  # SGLang drains its requests on SIGTERM
 ORPHAN_S = 1.0  # what is left then is an orphan and hears of no shutdown
 KILL_S = 5.0
 TAIL_LINES = 30
+TAIL_COLUMNS = 500  # SGLang logs all its arguments in one line
 
 
 class ServerFailed(RespecError):  # noqa: N818 (it is what happened, not a kind of error)
@@ -118,7 +119,7 @@ class ServerProcess:
     def log_tail(self, lines: int = TAIL_LINES) -> str:
         """The last lines of the log."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(line[:TAIL_COLUMNS] for line in text.splitlines()[-lines:])
 
     def stop(self) -> None:
         """Stop the process and all it started: SIGTERM, then SIGKILL to what is left."""
