@@ -145,9 +145,7 @@ def test_tree_verify(prefixes: list[int], nodes: int, window: int, seed: int) ->
                 if window < 0 or int(positions[b, other]) >= position - window
             ]
             want = naive_row(query[b * nodes + node], key, value, slots, 0.3)
-            torch.testing.assert_close(
-                got[b * nodes + node].double(), want, atol=TOLERANCE, rtol=0
-            )
+            torch.testing.assert_close(got[b * nodes + node].double(), want, atol=TOLERANCE, rtol=0)
 
 
 def _path(parents: list[int], node: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""SGLang on a machine with no GPU: platform, attention and index functions in PyTorch."""

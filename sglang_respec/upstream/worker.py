@@ -1,0 +1,16 @@
+"""The speculative worker of this extension, a subclass of SGLang's own."""
+
+from typing import Any
+
+from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
+
+
+class RespecWorker(EAGLEWorkerV2):
+    """Takes the place of `EAGLEWorkerV2` for `--speculative-algorithm EAGLE3`.
+
+    The round is SGLang's: draft, verify, draft-extend. Policy, sampling, plain tier and
+    drafter swaps attach here.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
