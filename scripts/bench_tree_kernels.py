@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -47,14 +48,17 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    """Return the commit that last changed what is timed, with a + if it was changed since."""
+    timed = ["kernels", "scripts/bench_tree_kernels.py"]
+    asked = (
+        ["git", "log", "-1", "--format=%h", "--", *timed],
+        ["git", "diff", "HEAD", "--", *timed],
     )
-    return found.stdout.strip() or "unknown"
+    found, changed = (
+        subprocess.run(each, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        for each in asked
+    )
+    return found + ("+" if changed else "") if found else "unknown"
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -250,7 +254,7 @@ def main() -> None:
     report = {
         "what": "build_tree and verify_tree, microseconds; every row checked before it was timed",
         "baseline": baseline if sglang else f"none: {baseline}",
-        "machine": machine(device),
+        "machine": machine(device) | {"load_average": round(os.getloadavg()[0], 1)},
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
