@@ -76,10 +76,15 @@ def machine(device: str) -> dict[str, Any]:
     return facts
 
 
+def state() -> dict[str, Any]:
+    """Return how busy the machine was, and whether this process went first."""
+    return {"load_average": round(os.getloadavg()[0], 1), "nice": os.nice(0)}
+
+
 def sglang_kernels(device: str) -> tuple[Any, str]:
-    """Return SGLang's own CUDA kernels, or None and the reason why there is no baseline."""
+    """Return SGLang's own CUDA kernels and a word on them, or None and why there is no baseline."""
     if device != "cuda":
-        return None, "SGLang has no kernel for this device"
+        return None, "SGLang has these for CPUs only in a build of sgl_kernel of its own"
     try:
         return import_module("sglang.kernels.ops.speculative.tree"), "SGLang's CUDA kernel"
     except ImportError as error:
@@ -254,7 +259,7 @@ def main() -> None:
     report = {
         "what": "build_tree and verify_tree, microseconds; every row checked before it was timed",
         "baseline": baseline if sglang else f"none: {baseline}",
-        "machine": machine(device) | {"load_average": round(os.getloadavg()[0], 1)},
+        "machine": machine(device) | state(),
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
