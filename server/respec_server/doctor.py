@@ -54,6 +54,9 @@ def run_doctor(*, quick: bool = False) -> int:
         with console.status("Importing SGLang and entering the hooks (half a minute) ..."):
             checks += hook_checks()
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for check in checks:
         mark = "[green]ok[/]" if check.passed else "[red]FAIL[/]"
         table.add_row(mark, check.name, check.detail)
@@ -101,7 +104,7 @@ def hook_checks() -> list[Check]:
         Check(
             f"hook {status['name']}",
             status["landed"],
-            status["target"],
+            ".".join(status["target"].split(".")[-2:]),
             f"{status['reason']}. Remove other SGLang plugins, or install SGLang {SGLANG_VERSION}.",
         )
         for status in json.loads(lines[-1].removeprefix(MARK))

@@ -19,7 +19,7 @@ from sglang_respec.errors import RespecError
 
 RESPEC_SERVE = (sys.executable, "-m", "respec_server", "serve")
 READY_TIMEOUT_S = 300.0
-POLL_S = 0.5
+POLL_S = 1.0
 TERMINATE_S = 20.0  # SGLang drains its requests on SIGTERM
 ORPHAN_S = 1.0  # what is left then is an orphan and hears of no shutdown
 KILL_S = 5.0
