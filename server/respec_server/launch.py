@@ -138,6 +138,9 @@ def become_sglang(arguments: Sequence[str]) -> int:
     if cuda_devices()[0] == 0:
         # After a crash SGLang waits a minute for core dumps of GPUs; there are none.
         os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS", "0")
+        # A torch thread that waits by spinning takes the core from the one it waits for; with
+        # other work on the machine that more than halves the speed. Read when torch loads.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # A process with threads cannot be forked safely, and SGLang's processes start twice as
         # fast as forks; numpy's idle BLAS threads are the only ones it would have by then.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
