@@ -17,7 +17,7 @@ ARGS ?=
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml requirements.lock scripts/install.sh
+$(INSTALLED): pyproject.toml requirements.lock
 	@scripts/install.sh $(VENV)
 
 .PHONY: install

@@ -36,6 +36,18 @@ from sglang_respec.refusals import refuse_unsupported
 DEFAULT_STEPS = 5
 DEFAULT_TOPK = 1
 
+# What SGLang should find in its environment where there is no GPU, unless the user set it.
+CPU_ENVIRON = {
+    # After a crash SGLang waits a minute for core dumps of GPUs; there are none.
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",
+    # A torch thread that waits by spinning takes the core from the one it waits for; with other
+    # work on the machine that more than halves the speed. Read when torch loads.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # The portable platform forks SGLang's processes, which is safe only before there are
+    # threads; numpy starts some when it loads, and nothing here needs them.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
 EPILOG = """\
 Every other flag goes to SGLang unchanged; `sglang serve --help` lists them.
 
@@ -136,11 +148,8 @@ def become_sglang(arguments: Sequence[str]) -> int:
     if not scripts:
         raise RespecError("SGLang is not installed in this environment; run `make install`.")
     if cuda_devices()[0] == 0:
-        # After a crash SGLang waits a minute for core dumps of GPUs; there are none.
-        os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS", "0")
-        # A torch thread that waits by spinning takes the core from the one it waits for; with
-        # other work on the machine that more than halves the speed. Read when torch loads.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for name, value in CPU_ENVIRON.items():
+            os.environ.setdefault(name, value)
         # A process with threads cannot be forked safely, and SGLang's processes start twice as
         # fast as forks; numpy's idle BLAS threads are the only ones it would have by then.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
