@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sglang_respec.config import knobs
+
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400
 PACKAGES = {
@@ -115,6 +117,17 @@ def test_the_containers_are_no_packages():
     # SGLang depends on a distribution whose import name is `kernels`.
     assert not (ROOT / "kernels" / "__init__.py").exists()
     assert not (ROOT / "server" / "__init__.py").exists()
+
+
+def test_every_setting_is_read_by_somebody():
+    read = {
+        node.attr
+        for name, path in modules().items()
+        if name != "sglang_respec.config"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    assert {knob.name for knob in knobs()} <= read
 
 
 def python_files() -> list[Path]:
