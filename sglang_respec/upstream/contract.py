@@ -148,6 +148,32 @@ UPSTREAM_NAMES = (
     UpstreamName(_FACTORY, "DraftBackendFactory.create_decode_backend", ("self",), "wrapped"),
     UpstreamName(_FACTORY, "DraftBackendFactory.create_draft_extend_backend", ("self",), "wrapped"),
     UpstreamName(
+        "sglang.srt.sampling.sampling_batch_info",
+        "SamplingBatchInfo.from_schedule_batch",
+        ("cls", "batch", "vocab_size"),
+        "seeds are added to its result",
+    ),
+    UpstreamName(
+        "sglang.srt.layers.sampler",
+        "top_k_top_p_min_p_sampling_from_probs_torch",
+        (
+            "probs",
+            "top_ks",
+            "top_ps",
+            "min_ps",
+            "need_min_p_sampling",
+            "sampling_seed",
+            "positions",
+        ),
+        "wrapped: min-p with a seed",
+    ),
+    UpstreamName(
+        "sglang.kernels.ops.sampling.murmur_hash",
+        "murmur_hash32",
+        ("seed", "positions", "col_indices"),
+        "PyTorch version on a CPU",
+    ),
+    UpstreamName(
         "sglang.srt.configs.update_config",
         "adjust_config_with_unaligned_cpu_tp",
         ("model_config", "load_config", "tp_size"),

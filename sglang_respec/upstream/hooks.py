@@ -57,6 +57,24 @@ def _refuse_bad_start() -> Any:
     return refuse_bad_start
 
 
+def _carry_seeds() -> Any:
+    from sglang_respec.upstream.seeds import carry_seeds
+
+    return carry_seeds
+
+
+def _filter_min_p_first() -> Any:
+    from sglang_respec.upstream.seeds import filter_min_p_first
+
+    return filter_min_p_first
+
+
+def _murmur_hash() -> Any:
+    from sglang_respec.sampling.noise import murmur_hash32
+
+    return murmur_hash32
+
+
 def _index_op(name: str) -> Callable[[], Any]:
     def make() -> Any:
         from sglang_respec.upstream.portable import index_ops
@@ -145,6 +163,25 @@ RESPEC_HOOKS = (
         cause="SGLang loads the drafter after the target and checks nothing before",
         remove_when="SGLang validates drafter against target when it parses its arguments",
     ),
+    Hook(
+        name="seeds",
+        target="sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
+        kind="after",
+        make=_carry_seeds,
+        symptom="a request's seed is ignored: the same seed gives other tokens",
+        cause="SGLang reads seeds only with --enable-deterministic-inference, and then gives "
+        "42 to every request without one",
+        remove_when="SGLang honours a seed wherever one is given",
+    ),
+    Hook(
+        name="seeded-min-p",
+        target="sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",
+        kind="around",
+        make=_filter_min_p_first,
+        symptom="AssertionError in the scheduler when a seeded request uses min_p",
+        cause="SGLang's seeded sampler asserts that min-p is off",
+        remove_when="it applies min-p itself",
+    ),
     *TREE_HOOKS,
 )
 
@@ -196,6 +233,15 @@ PORTABLE_HOOKS = (
         symptom="a server on a laptop needs a minute and a half to start",
         cause="each of SGLang's processes is spawned and imports everything again",
         remove_when="SGLang's imports take seconds, or it forks where that is safe",
+    ),
+    Hook(
+        name="murmur-hash",
+        target="sglang.kernels.ops.sampling.murmur_hash.murmur_hash32",
+        kind="replace",
+        make=_murmur_hash,
+        symptom="ImportError of sgl_kernel when a seeded request is sampled",
+        cause="on a CPU SGLang hashes with a compiled kernel that needs libcuda to load",
+        remove_when="SGLang hashes in PyTorch where its kernel cannot load",
     ),
     Hook(
         name="aligned-heads",

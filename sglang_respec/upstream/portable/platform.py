@@ -29,6 +29,11 @@ class PortablePlatform(CpuDeviceMixin, SRTPlatform):
     def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
 
+    def get_device(self, device_id: int = 0) -> str:
+        """The device by name, as the interface says; the in-tree mixin returns an object,
+        and SGLang's detection of a missing `--device` splits it as text."""
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return PORTABLE_BACKEND_NAME
 
@@ -60,6 +65,8 @@ class PortablePlatform(CpuDeviceMixin, SRTPlatform):
         config = load_config()
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = PORTABLE_BACKEND_NAME
+        # An idle scheduler polls: on a GPU node that is one core of many, here it is half.
+        server_args.sleep_on_idle = True
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = config.portable_kv_tokens
 

@@ -1,0 +1,1 @@
+"""What a token is: seeds and noise. Torch only."""

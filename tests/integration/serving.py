@@ -1,0 +1,67 @@
+"""Starting and sharing real servers."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from respec_server.bundled import demo_models
+from respec_server.process import RESPEC_SERVE, ServerProcess
+
+STOCK_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+# Two at most: each holds a gigabyte and a half and, while it starts, a core.
+ALIVE = 2
+
+
+class Servers:
+    """Starts servers on demand and stops the one asked for least recently."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._alive: OrderedDict[tuple[object, ...], ServerProcess] = OrderedDict()
+
+    def get(self, *arguments: str, stock: bool = False) -> ServerProcess:
+        """A running server of the demo target with these flags; stock: SGLANG_RESPEC=0."""
+        key = (stock, *arguments)
+        if key not in self._alive:
+            while len(self._alive) >= ALIVE:
+                _, oldest = self._alive.popitem(last=False)
+                oldest.stop()
+            self._alive[key] = self._start(arguments, stock)
+        self._alive.move_to_end(key)
+        return self._alive[key]
+
+    def _start(self, arguments: Sequence[str], stock: bool) -> ServerProcess:
+        target, _ = demo_models()
+        flags = ["--model-path", str(target), *arguments]
+        if "--dtype" not in arguments:
+            flags += ["--dtype", "float32"]
+        environ = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        if stock:
+            environ["SGLANG_RESPEC"] = "0"
+        log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
+        server = ServerProcess(
+            flags, command=STOCK_SERVE if stock else RESPEC_SERVE, environ=environ, log=log
+        )
+        server.start()
+        try:
+            return server.wait_until_ready()
+        except BaseException:
+            server.stop()
+            raise
+
+    def stop(self) -> None:
+        for server in self._alive.values():
+            server.stop()
+
+
+def speculation(steps: int, topk: int, nodes: int) -> list[str]:
+    """Flags of `respec serve` for one shape of speculation with the bundled drafter."""
+    _, drafter = demo_models()
+    return [
+        *("--speculative-algorithm", "EAGLE3"),
+        *("--speculative-draft-model-path", str(drafter)),
+        *("--speculative-num-steps", str(steps)),
+        *("--speculative-eagle-topk", str(topk)),
+        *("--speculative-num-draft-tokens", str(nodes)),
+    ]
