@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -77,6 +78,8 @@ def _demo(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from respec_server.demo import run_demo
 
+    # Told to end, end in order: the server is a child of ours and must not outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return run_demo(
         requests=options.requests,
         concurrency=options.concurrency,

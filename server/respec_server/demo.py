@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +62,6 @@ def run_demo(
     """Start, warm up, run, report, stop. 0 when every request was answered."""
     if requests < 1 or concurrency < 1:
         raise RespecError("--requests and --concurrency must be 1 or more.")
-    # Told to end, end in order: the server is a child of ours and must not outlive us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     how = "plain decoding" if plain else "EAGLE-3 speculation"
     server = ServerProcess(demo_flags() if plain else ["--demo"], log=log)
