@@ -40,15 +40,17 @@ def _respec_worker() -> Any:
 
 
 def _build_tree() -> Any:
-    from sglang_respec.upstream.tree_ops import build_tree_kernel_efficient_func
+    from sglang_respec.upstream import tree_ops
 
-    return build_tree_kernel_efficient_func
+    tree_ops.chosen_kernel("build_tree")  # a setting that cannot serve is refused at start
+    return tree_ops.build_tree_kernel_efficient_func
 
 
 def _verify_tree() -> Any:
-    from sglang_respec.upstream.tree_ops import verify_tree_greedy_func
+    from sglang_respec.upstream import tree_ops
 
-    return verify_tree_greedy_func
+    tree_ops.chosen_kernel("verify_tree")
+    return tree_ops.verify_tree_greedy_func
 
 
 def _refuse_bad_start() -> Any:

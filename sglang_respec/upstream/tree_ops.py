@@ -1,8 +1,28 @@
 """SGLang's tree functions, served by this project's kernels."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import torch
 
-from respec_kernels import TreeMaskMode, build_tree, verify_tree
+import respec_kernels
+from sglang_respec.config import load_config
+from sglang_respec.errors import RespecError
+
+
+@cache
+def chosen_kernel(name: str) -> Callable[..., Any]:
+    """The kernel of this name in the implementation that the settings ask for."""
+    choice = load_config().kernels
+    if choice == "triton" and not torch.cuda.is_available():
+        raise RespecError(
+            "The setting kernels = triton needs a GPU; set --respec-kernels auto or reference."
+        )
+    if choice == "auto":
+        kernel: Callable[..., Any] = getattr(respec_kernels, name)
+        return kernel
+    return respec_kernels.implementation(name, choice == "triton")
 
 
 def build_tree_kernel_efficient_func(
@@ -20,7 +40,7 @@ def build_tree_kernel_efficient_func(
     tree_mask_mode: int,
 ) -> None:
     """See `respec_kernels.build_tree`; the arguments are SGLang's, in its order."""
-    build_tree(
+    chosen_kernel("build_tree")(
         parent_list,
         top_scores_index,
         seq_lens,
@@ -32,7 +52,7 @@ def build_tree_kernel_efficient_func(
         topk,
         spec_steps,
         num_verify_tokens,
-        TreeMaskMode(int(tree_mask_mode)),
+        respec_kernels.TreeMaskMode(int(tree_mask_mode)),
     )
 
 
@@ -48,7 +68,7 @@ def verify_tree_greedy_func(
     topk: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `respec_kernels.verify_tree`; returns the three tensors it wrote, as SGLang does."""
-    verify_tree(
+    chosen_kernel("verify_tree")(
         predicts,
         accept_index,
         accept_token_num,
@@ -57,5 +77,6 @@ def verify_tree_greedy_func(
         retrieve_next_token,
         retrieve_next_sibling,
         target_predict,
+        topk,
     )
     return predicts, accept_index, accept_token_num

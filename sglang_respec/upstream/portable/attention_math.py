@@ -37,8 +37,8 @@ def attend(
         attended = _attend_group(
             rows, key_cache, value_cache, group, slots, scaling, window, logit_cap
         )
-        if output is None:
-            return attended
+        if output is None or group.rows is None:
+            return attended  # one group that is the whole batch, in order
         if group.keep is None:
             output.index_copy_(0, group.rows, attended)
         else:
