@@ -100,6 +100,11 @@ class RespecConfig:
         unit="tokens",
         minimum=1,
     )
+    portable_fork: bool = _knob(
+        True,
+        "on a CPU, start SGLang's processes as forks, which inherit its imports, where that is "
+        "safe; false spawns them as SGLang does",
+    )
 
     def __post_init__(self) -> None:
         for knob in knobs():

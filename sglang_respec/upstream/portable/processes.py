@@ -10,6 +10,8 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+from sglang_respec.config import load_config
+
 logger = logging.getLogger(__name__)
 
 THREADS_OF_THIS_PROCESS = Path("/proc/self/task")
@@ -17,8 +19,8 @@ THREADS_OF_THIS_PROCESS = Path("/proc/self/task")
 
 def fork_children(_: None, *__: Any, **___: Any) -> None:
     """Runs after SGLang has chosen `spawn`; leaves that choice where a fork is unsafe."""
-    if not THREADS_OF_THIS_PROCESS.is_dir():
-        return  # not Linux
+    if not load_config().portable_fork or not THREADS_OF_THIS_PROCESS.is_dir():
+        return  # switched off, or not Linux
     threads = len(list(THREADS_OF_THIS_PROCESS.iterdir()))
     if threads > 1:
         logger.info("Spawning SGLang's processes: %d threads run here already.", threads)
