@@ -7,15 +7,13 @@ this machine; takes two to four minutes a round. Writes docs/results/startup_<de
 """
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
-from bench_report import environment_facts
+from bench_report import machine_facts, result_path, version_facts, write_json
+
 from respec_server.process import ServerProcess
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 WAYS = {"fork": "true", "spawn": "false"}
 
 
@@ -32,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="starts of each kind (default 3)")
     rounds = parser.parse_args().rounds
-    facts = environment_facts()
+    machine = machine_facts()
     measured: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds):
         order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
@@ -41,10 +39,17 @@ def main() -> None:
             print(f"round {number + 1}: {way:5} {measured[way][-1]:6.1f} s", flush=True)
     ratios = [spawn / fork for fork, spawn in zip(measured["fork"], measured["spawn"], strict=True)]
     print(f"spawn / fork: median {statistics.median(ratios):.2f}")
-    result = {"environment": facts, "seconds": measured, "spawn_over_fork": ratios}
-    path = RESULTS / "startup_cpu.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {path}")
+    path = result_path("startup")
+    write_json(
+        path,
+        {
+            "machine": machine,
+            "versions": version_facts(),
+            "seconds_to_ready": measured,
+            "spawn_over_fork": ratios,
+        },
+    )
+    print(f"written: {path.name}")
 
 
 if __name__ == "__main__":
