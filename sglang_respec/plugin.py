@@ -16,6 +16,10 @@ def platform() -> str | None:
     # SGLang decorates small helpers with torch.compile; compiling them on a CPU costs tens
     # of seconds at the first requests and gains nothing. Read when torch._dynamo loads.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Torch's threads spin between operations; beside anything else that runs on the machine
+    # this costs most of the speed. Read when torch loads, so for spawned processes only:
+    # `respec serve` sets it before it loads torch itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return PLATFORM
 
 
