@@ -25,17 +25,17 @@ def assign_draft_cache_locs_contiguous_func(
     out_cache_loc: torch.Tensor,  # [B * topk * num_cols] i64, written
     topk: int,
     num_cols: int,
-    positions: torch.Tensor | None = None,  # [B] i64, written
-    mrope: torch.Tensor | None = None,  # [3, B] i64, written
+    positions: torch.Tensor | None = None,  # [B * topk] i64, written
+    mrope: torch.Tensor | None = None,  # [3, B * topk] i64, written
 ) -> None:
     """The `topk * num_cols` slots after each request's committed tokens."""
     out_cache_loc.copy_(
         slots_at(req_to_token, req_pool_indices, seq_lens, topk * num_cols).reshape(-1)
     )
     if positions is not None:
-        positions.copy_(seq_lens)
+        positions.view(-1, topk).copy_(seq_lens[:, None])
     if mrope is not None:
-        mrope.copy_(seq_lens.expand(3, -1))
+        mrope.view(3, -1, topk).copy_(seq_lens[:, None])
 
 
 def speculative_cache_locs(
@@ -108,10 +108,10 @@ def fill_front_out_cache_loc_func(
 
 
 def get_last_loc(
-    req_to_token: torch.Tensor,
-    req_pool_indices_tensor: torch.Tensor,
-    prefix_lens_tensor: torch.Tensor,
+    req_to_token: torch.Tensor,  # [max_reqs, max_context] i32
+    req_pool_indices_tensor: torch.Tensor,  # [B]
+    prefix_lens_tensor: torch.Tensor,  # [B] i64
 ) -> torch.Tensor:
-    """The slot of each request's last prefix token, -1 where there is none."""
+    """[B] i64: the slot of each request's last prefix token, -1 where there is none."""
     last = req_to_token[req_pool_indices_tensor, (prefix_lens_tensor - 1).clamp(min=0)]
-    return torch.where(prefix_lens_tensor > 0, last, torch.full_like(last, -1))
+    return torch.where(prefix_lens_tensor > 0, last, torch.full_like(prefix_lens_tensor, -1))

@@ -93,10 +93,13 @@ def tree_speculative_sampling_target_only(
         child = torch.where(trying, following, child)
 
     accept_token_num.copy_(accepted)
-    left = target_probs[requests, parent]
+    whole = target_probs[requests, parent]
     # A leaf reached at full depth had no children to reject: nothing is subtracted there.
     full = (accepted == max_depth - 1)[:, None]
-    left = torch.where(full, left, (left - draft_probs[requests, parent]).clamp(min=0))
+    left = torch.where(full, whole, (whole - draft_probs[requests, parent]).clamp(min=0))
+    # Children that hold all the mass are all rejected when their float32 sum rounds to just
+    # under one and the coin lies above it; without this an impossible token would be drawn.
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, whole)
     predicts[retrive_index[requests, parent]] = _inverse_cdf(
         left, uniform_samples_for_final_sampling
     ).to(predicts.dtype)
