@@ -117,6 +117,9 @@ def resolve(arguments: Sequence[str], environ: Mapping[str, str]) -> Launch:
     if ours.demo:
         rest = [*demo_flags(), *rest]
         ours.drafter_path = ours.drafter_path or str(demo_models()[1])
+        if ours.respec_portable_threads is None and config.portable_threads == 0:
+            # Operations of microseconds: a second thread costs more than it does.
+            config = config.replace(portable_threads=1)
     given = read_flags(rest)
     target = _text(given.get("model_path") or given.get("model"))
     drafter = ours.drafter_path or _text(

@@ -36,7 +36,12 @@ class Servers:
         flags = ["--model-path", str(target), *arguments]
         if "--dtype" not in arguments:
             flags += ["--dtype", "float32"]
-        environ = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        settings = self._logs.parent / "respec.toml"
+        settings.write_text("portable_threads = 1\n", encoding="utf-8")  # as the demo has it
+        environ = {
+            "OPENBLAS_NUM_THREADS": "1",  # lets `sglang serve` fork its processes too
+            "SGLANG_RESPEC_CONFIG": str(settings),
+        }
         if stock:
             environ["SGLANG_RESPEC"] = "0"
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"

@@ -96,6 +96,13 @@ def test_demo_serves_the_bundled_models_on_loopback():
     preflight(launch, {})
 
 
+def test_the_demo_runs_on_one_thread_unless_told():
+    assert resolve(["--demo"], {}).config.portable_threads == 1
+    told = ["--demo", "--respec-portable-threads", "2"]
+    assert resolve(told, {}).config.portable_threads == 2
+    assert resolve(["--model-path", "m"], {}).config.portable_threads == 0
+
+
 def test_settings_from_flags_lie_over_those_from_a_file(tmp_path):
     path = tmp_path / "respec.toml"
     path.write_text("portable_threads = 2\nkernels = 'reference'\n")
