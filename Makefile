@@ -51,7 +51,7 @@ test-fast: $(INSTALLED) ## tests that start no server
 
 .PHONY: bench
 bench: $(INSTALLED) ## measure this machine: plain against speculative decoding
-	@$(PYTHON_BIN) scripts/bench.py $(ARGS)
+	@$(PYTHON_BIN) scripts/bench_serving.py $(ARGS)
 
 .PHONY: models
 models: $(INSTALLED) ## train the bundled demo models again
