@@ -1,14 +1,21 @@
 """Starting and sharing real servers."""
 
+import os
+import subprocess
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 from respec_server.bundled import demo_models
+from respec_server.device import cuda_devices
 from respec_server.process import RESPEC_SERVE, ServerProcess
 
 STOCK_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
+# Read when numpy and torch load: no threads, or SGLang's processes could not be forked.
+SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Two at most: each holds a gigabyte and a half and, while it starts, a core.
 ALIVE = 2
 
@@ -19,6 +26,9 @@ class Servers:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._alive: OrderedDict[tuple[object, ...], ServerProcess] = OrderedDict()
+        self._launchpad: subprocess.Popen[bytes] | None = None
+        # A socket's path must be short; pytest's folders are not.
+        self._socket = str(Path(tempfile.mkdtemp(prefix="respec-")) / "launchpad")
 
     def get(self, *arguments: str, stock: bool = False) -> ServerProcess:
         """A running server of the demo target with these flags; stock: SGLANG_RESPEC=0."""
@@ -38,16 +48,11 @@ class Servers:
             flags += ["--dtype", "float32"]
         settings = self._logs.parent / "respec.toml"
         settings.write_text("portable_threads = 1\n", encoding="utf-8")  # as the demo has it
-        environ = {
-            "OPENBLAS_NUM_THREADS": "1",  # lets `sglang serve` fork its processes too
-            "SGLANG_RESPEC_CONFIG": str(settings),
-        }
+        environ = {**SINGLE_THREADED, "SGLANG_RESPEC_CONFIG": str(settings)}
         if stock:
             environ["SGLANG_RESPEC"] = "0"
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
-        server = ServerProcess(
-            flags, command=STOCK_SERVE if stock else RESPEC_SERVE, environ=environ, log=log
-        )
+        server = ServerProcess(flags, command=self._command(stock), environ=environ, log=log)
         server.start()
         try:
             return server.wait_until_ready()
@@ -55,9 +60,27 @@ class Servers:
             server.stop()
             raise
 
+    def _command(self, stock: bool) -> Sequence[str]:
+        if cuda_devices()[0]:  # a process that may have touched CUDA is not forked
+            return STOCK_SERVE if stock else RESPEC_SERVE
+        if self._launchpad is None:
+            environ = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+            with (self._logs.parent / "launchpad.log").open("wb") as log:
+                self._launchpad = subprocess.Popen(
+                    [sys.executable, LAUNCHPAD, "serve", self._socket],
+                    env={**environ, **SINGLE_THREADED},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+        program = "sglang" if stock else "respec"
+        return (sys.executable, LAUNCHPAD, "client", self._socket, program, "serve")
+
     def stop(self) -> None:
         for server in self._alive.values():
             server.stop()
+        if self._launchpad is not None:
+            self._launchpad.terminate()
+            self._launchpad.wait()
 
 
 def speculation(steps: int, topk: int, nodes: int) -> list[str]:
