@@ -18,7 +18,8 @@ class Recipe:
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_table = "embed_tokens" in name or "lm_head" in name
         (rest if is_table or parameter.ndim != 2 else matrices).append(parameter)

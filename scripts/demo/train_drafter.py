@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,11 +52,12 @@ def train_drafter(
     drafter = new_drafter(target, most_frequent_tokens(rollouts))
     optimizers = make_optimizers(drafter, recipe.training)
     rng = random.Random(seed)
-    epoch = iter(())
+    epoch: Iterator[Batch] = iter(())
     progress = tqdm(range(recipe.steps), desc="drafter", unit="step", mininterval=5)
     for step in progress:
-        batch = next(epoch, None)
-        if batch is None:
+        try:
+            batch = next(epoch)
+        except StopIteration:
             epoch = sorted_batches(rollouts, recipe.training.batch_tokens, rng)
             batch = next(epoch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
