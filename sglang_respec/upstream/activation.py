@@ -4,7 +4,9 @@ SGLang logs a plugin's failure and serves on without it. A rollout server that s
 lost its sampling or its policy is worse than none, so here a missing hook is an error.
 """
 
+import contextlib
 import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,15 @@ class HookStatus:
     reason: str = ""
 
 
-_installed: dict[str, tuple[Hook, Any]] = {}
+@dataclass
+class _Installed:
+    hook: Hook
+    replacement: Any
+    too_late: bool  # SGLang patches a target once, and another plugin had it patched already
+    standing: Any = None  # what SGLang finds at the target since
+
+
+_installed: dict[str, _Installed] = {}
 
 
 def install_hooks(*, enabled: bool, portable: bool) -> list[HookStatus]:
@@ -33,13 +43,22 @@ def install_hooks(*, enabled: bool, portable: bool) -> list[HookStatus]:
         if hook.target in _installed:
             continue
         replacement = hook.make()
+        too_late = hook.target in HookRegistry._patched
         if hook.kind == "assign":
             _assign(hook.target, replacement)
         else:
             _must_exist(hook.target)
             HookRegistry.register(hook.target, replacement, HookType(hook.kind))
-        _installed[hook.target] = (hook, replacement)
+        _installed[hook.target] = _Installed(hook, replacement, too_late)
     HookRegistry.apply_hooks()
+    for each in _installed.values():
+        with contextlib.suppress(ImportError, AttributeError):  # reported below, by name
+            each.standing = each.standing or pkgutil.resolve_name(each.hook.target)
+    return require_hooks()
+
+
+def require_hooks() -> list[HookStatus]:
+    """The state of every hook; raises `RespecError` if one is lost, also to a later plugin."""
     report = activation_report()
     lost = [status for status in report if not status.landed]
     if lost:
@@ -75,24 +94,41 @@ def _assign(target: str, replacement: Any) -> None:
 
 def activation_report() -> list[HookStatus]:
     """The state of every hook installed in this process."""
-    return [_status(hook, replacement) for hook, replacement in _installed.values()]
+    return [
+        HookStatus(each.hook.name, each.hook.target, not (reason := _why_lost(each)), reason)
+        for each in _installed.values()
+    ]
 
 
-def _status(hook: Hook, replacement: Any) -> HookStatus:
+def _why_lost(installed: _Installed) -> str:
+    """Empty for a hook that is in force."""
+    hook = installed.hook
     try:
         found = pkgutil.resolve_name(hook.target)
     except (ImportError, AttributeError) as error:
-        return HookStatus(hook.name, hook.target, False, f"SGLang has no such name: {error}")
-    if hook.kind != "assign" and hook.target not in HookRegistry._patched:
-        return HookStatus(hook.name, hook.target, False, "SGLang did not apply it; see its log")
-    if hook.kind == "assign" or isinstance(replacement, type):
-        landed = found is replacement
+        return f"SGLang has no such name: {error}"
+    if installed.too_late:
+        return "another plugin patched it first"
+    if hook.kind == "assign" or isinstance(installed.replacement, type):
+        in_force = found is installed.replacement
+    elif hook.target not in HookRegistry._patched:
+        return "SGLang did not apply it; see its log"
     else:
-        # A function hook is in force if SGLang wrapped the target and no other plugin
-        # registered a later replacement, which would win.
-        replacements = [
-            h for kind, h, _ in HookRegistry._hooks[hook.target] if kind.value == hook.kind
-        ]
-        landed = hasattr(found, "__wrapped__") and replacements[-1] is replacement
-    reason = "" if landed else "another plugin replaced it"
-    return HookStatus(hook.name, hook.target, landed, reason)
+        # Who wraps ours, as `functools.wraps` does, leaves it in force.
+        in_force = any(each == installed.standing for each in _unwrapped(found))
+    # SGLang takes one of two replacements and only logs that; the order of plugins decides.
+    rivals = [
+        other
+        for kind, other, _ in HookRegistry._hooks.get(hook.target, ())
+        if hook.kind == "replace"
+        and kind is HookType.REPLACE
+        and other is not installed.replacement
+    ]
+    return "" if in_force and not rivals else "another plugin replaces it"
+
+
+def _unwrapped(found: Any) -> Iterator[Any]:
+    """What stands at a target, then what it wraps, and so on."""
+    while found is not None:
+        yield found
+        found = getattr(found, "__wrapped__", None)

@@ -7,6 +7,7 @@ output and environment, passes signals on, and ends with its exit code. What a f
 command's own entry point, which loads SGLang's plugins as ever.
 """
 
+import gc
 import json
 import os
 import pkgutil
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 MESSAGE_BYTES = 1 << 20
+APPENDED_PATHS = "LAUNCHPAD_APPENDED_PATHS"
 
 
 def import_sglang() -> None:
@@ -39,6 +41,7 @@ def serve(path: str) -> None:
     listener.bind(path)
     listener.listen()
     import_sglang()
+    gc.freeze()  # else a fork that ends walks, and so copies, all that was imported
     starter = os.getppid()
     children: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as waiting:
@@ -72,6 +75,9 @@ def _fork(listener: socket.socket, client: socket.socket) -> int:
     request = json.loads(message)
     os.environ.clear()
     os.environ.update(request["environ"])
+    # What a starting interpreter does with the first, and with the folders of `.pth` files.
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path += filter(None, os.environ.get(APPENDED_PATHS, "").split(os.pathsep))
     sys.exit(_run(request["command"]))
 
 

@@ -52,7 +52,7 @@ class Servers:
         if stock:
             environ["SGLANG_RESPEC"] = "0"
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
-        server = ServerProcess(flags, command=self._command(stock), environ=environ, log=log)
+        server = ServerProcess(flags, command=self.command(stock), environ=environ, log=log)
         server.start()
         try:
             return server.wait_until_ready()
@@ -60,7 +60,8 @@ class Servers:
             server.stop()
             raise
 
-    def _command(self, stock: bool) -> Sequence[str]:
+    def command(self, stock: bool = False) -> Sequence[str]:
+        """What starts `respec serve`, or SGLang's own `sglang serve`."""
         if cuda_devices()[0]:  # a process that may have touched CUDA is not forked
             return STOCK_SERVE if stock else RESPEC_SERVE
         if self._launchpad is None:
