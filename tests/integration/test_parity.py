@@ -14,7 +14,7 @@ CRAMPED = ["--chunked-prefill-size", "48", "--max-total-tokens", "2200"]
 
 @pytest.fixture(scope="module")
 def plain(servers: Servers, prompts: list[list[int]]) -> list[tuple[int, ...]]:
-    """What stock SGLang decodes without speculation, one request at a time in the batch of 8."""
+    """What stock SGLang decodes without speculation, eight requests at a time."""
     server = servers.get(stock=True)
     return generate(server.url, prompts, GREEDY, concurrency=8).token_lists
 
@@ -35,8 +35,8 @@ def test_tokens_are_those_of_plain_decoding(
     assert crowd.token_lists == plain
     assert crowd.accepted_length > 1.5, "speculation ran and its drafts were accepted"
 
-    again = generate(server.url, prompts, GREEDY, concurrency=16)
-    assert again.token_lists == plain
+    again = generate(server.url, prompts[:24], GREEDY, concurrency=16)
+    assert again.token_lists == plain[:24]
     assert cached_tokens(again) > 0, "the radix cache was hit"
     assert "etract" in server.log.read_text(), "the small pool made the scheduler retract"
 
@@ -50,5 +50,5 @@ def test_plain_decoding_agrees_with_sglangs_own_cpu_attention(
 ) -> None:
     """The portable attention against SGLang's per-request loop, as an outside judge."""
     server = servers.get("--attention-backend", "torch_native", stock=True)
-    judge = generate(server.url, prompts[:16], GREEDY, concurrency=4)
-    assert judge.token_lists == plain[:16]
+    judge = generate(server.url, prompts[:12], GREEDY, concurrency=4)
+    assert judge.token_lists == plain[:12]
