@@ -12,6 +12,7 @@ Writes docs/results/serving_<cpu or gpu>.json, a plot beside it, and prints the 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from rich.console import Console
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from sglang_respec.config import load_config
+from sglang_respec.config import CONFIG_ENV, RespecConfig, load_config
 from sglang_respec.errors import RespecError
 
 LOGS = bench_report.ROOT / "run" / "bench_serving"
@@ -86,6 +87,7 @@ def publish(path: Path, result: dict[str, Any], readme: Path | None) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    use_demo_settings(options)
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
     specs = choose(all_servers(options), options.only)
     load = make_load(options)
@@ -121,6 +123,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "accepted_length": accepted,
         "measurements": [each.facts() for each in measurements],
     }
+
+
+def use_demo_settings(options: argparse.Namespace) -> None:
+    """On a CPU the bundled models are served as the demo serves them: on one torch thread."""
+    if options.model_path or cuda_devices()[0] or os.environ.get(CONFIG_ENV):
+        return
+    LOGS.mkdir(parents=True, exist_ok=True)
+    settings = LOGS / "respec.toml"
+    settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
+    os.environ[CONFIG_ENV] = str(settings)
 
 
 def describe_models(options: argparse.Namespace) -> str:
@@ -171,7 +183,7 @@ def choose(servers: Sequence[ServerSpec], only: Sequence[str]) -> list[ServerSpe
 def make_load(options: argparse.Namespace) -> Load:
     quick = options.quick
     requests = {
-        size: options.requests_per_batch or (2 * size if quick else max(8, 2 * size))
+        size: options.requests_per_batch or (2 * size if quick else max(8, min(2 * size, 64)))
         for size in options.batches
     }
     return Load(
@@ -198,7 +210,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--batches", type=_numbers, metavar="N,N", help="requests kept running (1,4,16,64)")
     add("--rounds", type=_positive, help="measurements of each server and batch (3)")
-    add("--requests-per-batch", type=_positive, help="requests of one load (max(8, 2*batch))")
+    add("--requests-per-batch", type=_positive, help="requests of one load (2*batch, 8 to 64)")
     add("--max-new-tokens", type=_positive, help="longest answer (256)")
     add("--only", action="append", default=[], metavar="NAME", help="part of a server's name")
     add("--quick", action="store_true", help="a tiny trial: batches 1,4, one round, 32 tokens")

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2ForCa
 
 @dataclass(frozen=True)
 class TargetRecipe:
-    steps: int = 1200
+    steps: int = 1000
     training: Recipe = field(default_factory=Recipe)
 
 

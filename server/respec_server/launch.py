@@ -153,9 +153,6 @@ def become_sglang(arguments: Sequence[str]) -> int:
     if cuda_devices()[0] == 0:
         for name, value in CPU_ENVIRON.items():
             os.environ.setdefault(name, value)
-        # A process with threads cannot be forked safely, and SGLang's processes start twice as
-        # fast as forks; numpy's idle BLAS threads are the only ones it would have by then.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run = next(iter(scripts)).load()
     sys.argv = ["sglang", "serve", *arguments]
     return int(run() or 0)
