@@ -1,8 +1,11 @@
 """The speculative worker of this extension, a subclass of SGLang's own."""
 
+import logging
 from typing import Any
 
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
+
+logger = logging.getLogger(__name__)
 
 
 class RespecWorker(EAGLEWorkerV2):
@@ -14,3 +17,4 @@ class RespecWorker(EAGLEWorkerV2):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        logger.info("respec: RespecWorker serves EAGLE3.")

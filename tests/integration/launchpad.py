@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import pkgutil
+import runpy
 import selectors
 import signal
 import socket
@@ -88,6 +89,10 @@ def _run(command: list[str]) -> int:
         from respec_server.cli import main
 
         return int(main(arguments) or 0)
+    if program == "python":
+        _, module, *sys.argv[1:] = arguments  # -m MODULE ...
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return 0
     from sglang.cli.main import main as sglang_main
 
     return int(sglang_main() or 0)

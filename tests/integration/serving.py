@@ -7,12 +7,14 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
 from respec_server.process import RESPEC_SERVE, ServerProcess
 
-STOCK_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+Program = Literal["respec", "sglang"]
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
 # Read when numpy and torch load: no threads, or SGLang's processes could not be forked.
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -30,18 +32,24 @@ class Servers:
         # A socket's path must be short; pytest's folders are not.
         self._socket = str(Path(tempfile.mkdtemp(prefix="respec-")) / "launchpad")
 
-    def get(self, *arguments: str, stock: bool = False) -> ServerProcess:
-        """A running server of the demo target with these flags; stock: SGLANG_RESPEC=0."""
-        key = (stock, *arguments)
+    def get(
+        self, *arguments: str, stock: bool = False, program: Program = "respec"
+    ) -> ServerProcess:
+        """A running server of the demo target with these flags.
+
+        program: whose `serve` starts it. stock: SGLang's, with SGLANG_RESPEC=0.
+        """
+        program = "sglang" if stock else program
+        key = (stock, program, *arguments)
         if key not in self._alive:
             while len(self._alive) >= ALIVE:
                 _, oldest = self._alive.popitem(last=False)
                 oldest.stop()
-            self._alive[key] = self._start(arguments, stock)
+            self._alive[key] = self._start(arguments, stock, program)
         self._alive.move_to_end(key)
         return self._alive[key]
 
-    def _start(self, arguments: Sequence[str], stock: bool) -> ServerProcess:
+    def _start(self, arguments: Sequence[str], stock: bool, program: Program) -> ServerProcess:
         target, _ = demo_models()
         flags = ["--model-path", str(target), *arguments]
         if "--dtype" not in arguments:
@@ -52,7 +60,7 @@ class Servers:
         if stock:
             environ["SGLANG_RESPEC"] = "0"
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
-        server = ServerProcess(flags, command=self.command(stock), environ=environ, log=log)
+        server = ServerProcess(flags, command=self.command(program), environ=environ, log=log)
         server.start()
         try:
             return server.wait_until_ready()
@@ -60,10 +68,19 @@ class Servers:
             server.stop()
             raise
 
-    def command(self, stock: bool = False) -> Sequence[str]:
+    def command(self, program: Program) -> Sequence[str]:
         """What starts `respec serve`, or SGLang's own `sglang serve`."""
         if cuda_devices()[0]:  # a process that may have touched CUDA is not forked
-            return STOCK_SERVE if stock else RESPEC_SERVE
+            return SGLANG_SERVE if program == "sglang" else RESPEC_SERVE
+        return self._fork(program, "serve")
+
+    def module(self, name: str) -> Sequence[str]:
+        """What runs a module of SGLang, as `python -m` does."""
+        if cuda_devices()[0]:
+            return (sys.executable, "-m", name)
+        return self._fork("python", "-m", name)
+
+    def _fork(self, *command: str) -> Sequence[str]:
         if self._launchpad is None:
             environ = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
             with (self._logs.parent / "launchpad.log").open("wb") as log:
@@ -73,8 +90,7 @@ class Servers:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
-        program = "sglang" if stock else "respec"
-        return (sys.executable, LAUNCHPAD, "client", self._socket, program, "serve")
+        return (sys.executable, LAUNCHPAD, "client", self._socket, *command)
 
     def stop(self) -> None:
         for server in self._alive.values():

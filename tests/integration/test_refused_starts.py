@@ -181,7 +181,7 @@ def sentence_of(ended: subprocess.CompletedProcess[str]) -> str:
 def test_sglang_serve(start: Callable[[Path], Start], servers: Servers, tmp_path: Path) -> None:
     """Here it is the hook on SGLang's parsed arguments that refuses."""
     case = start(tmp_path)
-    ended = end_of(servers.command(stock=True), case, case.path)
+    ended = end_of(servers.command("sglang"), case, case.path)
     assert SENTENCES[start] in sentence_of(ended)
     assert "Traceback" not in ended.stderr
 
@@ -206,7 +206,7 @@ def test_a_hook_lost_to_another_plugin_stops_the_server(
         case = Start(with_models(), path=path)
     else:
         case = Start(with_models(), environ={APPENDED_PATHS: path})
-    sentence = sentence_of(end_of(servers.command(stock=True), case, case.path))
+    sentence = sentence_of(end_of(servers.command("sglang"), case, case.path))
     assert "These hooks did not land in SGLang: verify-tree on" in sentence
     assert reason in sentence
     assert "respec doctor" in sentence
