@@ -25,29 +25,31 @@ Message = dict[str, str]
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
 MAX_STEPS = len(LABELS)
-MAX_TOTAL = 199  # every running total stays within 0..MAX_TOTAL
-MAX_OPERAND = 99
+MAX_TOTAL = 99  # every running total stays within 0..MAX_TOTAL
+MAX_OPERAND = 9
 MEDIAN_STEPS = 4.5
 STEPS_SIGMA = 0.75  # of the log of the number of steps; the tail reaches MAX_STEPS
 HELD_OUT_SHARE = 10  # one problem in ten is held out
 
 _PHRASINGS = (
-    "Start with {start}, then apply {steps}. Work it out step by step.",
-    "Begin at {start} and apply {steps}. Show each step.",
-    "What is {start} after {steps}? Show your work.",
+    "Start with {start}. Apply these steps and show your work:\n{steps}",
+    "Begin at {start} and work through these steps:\n{steps}",
+    "What is {start} after these steps?\n{steps}",
 )
 # The first form of each list is the most likely one by a margin, so that greedy decoding has a
-# clear winner while sampling visits all of them.
+# clear winner while sampling visits all of them (about 3 nats of freedom per line).
+_OPENINGS = ((0.60, ""), (0.25, "Let me work through it.\n"), (0.15, "We start with {start}.\n"))
+_LEADS = ((0.55, ""), (0.25, "now "), (0.20, "then "))
 _LINE_FORMS = (
-    (0.55, "{label}) {before} {sign} {operand} = {after}"),
-    (0.18, "{label}) {verb} {operand}: {before} {sign} {operand} = {after}"),
-    (0.15, "{label}) {before} {word} {operand} is {after}"),
-    (0.12, "{label}) From {before}, {sign}{operand} gives {after}"),
+    (0.46, "{before} {sign} {operand} = {after}"),
+    (0.22, "{before} {word} {operand} is {after}"),
+    (0.18, "from {before} to {after}"),
+    (0.14, "{before} becomes {after}"),
 )
-_OPENINGS = ((0.65, ""), (0.20, "Let me work through it.\n"), (0.15, "We start with {start}.\n"))
-_CHECK_PROBABILITY = 0.10  # a line may undo its own step as a check
+# The last tail undoes the step as a check.
+_TAILS = ((0.74, ""), (0.16, "."), (0.10, " (check: {after} {undo} {operand} = {before})"))
 
-_PROMPT_STEP = re.compile(r"\b([a-z])\) ([+-])(\d+)")
+_PROMPT_STEP = re.compile(r"^[a-z]\) ([+-]\d+)$", re.MULTILINE)
 _PROMPT_START = re.compile(r"(?:Start with|Begin at|What is) (\d+)")
 _ANSWER_LINE = re.compile(r"Answer: (-?\d+)")
 
@@ -66,7 +68,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        steps = " ".join(
+        steps = "\n".join(
             f"{label}) {step:+d}" for label, step in zip(LABELS, self.steps, strict=False)
         )
         return _PHRASINGS[self.phrasing].format(start=self.start, steps=steps)
@@ -102,10 +104,9 @@ def parse_problem(prompt: str) -> Problem:
     if start is None or not steps:
         raise ValueError(
             f"not a demo prompt: {prompt!r}; make one with make_problem(seed).prompt, "
-            "for example 'What is 12 after a) +30 b) -5? Show your work.'"
+            "for example 'What is 12 after these steps?\\na) +3\\nb) -5'"
         )
-    signed = tuple(int(sign + digits) for _, sign, digits in steps)
-    return Problem(start=int(start.group(1)), steps=signed)
+    return Problem(start=int(start.group(1)), steps=tuple(map(int, steps)))
 
 
 def worked_answer(problem: Problem, rng: random.Random | None = None) -> str:
@@ -132,7 +133,7 @@ def reward(problem: Problem | str, completion: str) -> float:
 
 def _draw_problem(rng: random.Random, max_steps: int) -> Problem:
     count = min(max_steps, math.ceil(rng.lognormvariate(math.log(MEDIAN_STEPS), STEPS_SIGMA)))
-    start = total = rng.randint(1, MAX_OPERAND)
+    start = total = rng.randint(1, MAX_TOTAL)
     steps = []
     for _ in range(count):
         step = _draw_step(rng, total)
@@ -149,19 +150,16 @@ def _draw_step(rng: random.Random, total: int) -> int:
 
 
 def _worked_line(label: str, before: int, step: int, rng: random.Random | None) -> str:
-    after, adds = before + step, step > 0
-    line = _choose(_LINE_FORMS, rng).format(
-        label=label,
+    parts = (_choose(forms, rng) for forms in (_LEADS, _LINE_FORMS, _TAILS))
+    adds = step > 0
+    return f"{label}) {step:+d}: " + "".join(parts).format(
         before=before,
-        after=after,
+        after=before + step,
         operand=abs(step),
         sign="+" if adds else "-",
+        undo="-" if adds else "+",
         word="plus" if adds else "minus",
-        verb="Add" if adds else "Subtract",
     )
-    if rng is not None and rng.random() < _CHECK_PROBABILITY:
-        line += f" (check: {after} {'-' if adds else '+'} {abs(step)} = {before})"
-    return line
 
 
 def _choose(forms: tuple[tuple[float, str], ...], rng: random.Random | None) -> str:
