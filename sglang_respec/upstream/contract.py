@@ -174,6 +174,12 @@ UPSTREAM_NAMES = (
         "PyTorch version on a CPU",
     ),
     UpstreamName(
+        "sglang.kernels.ops.activation.softcap",
+        "softcap_inplace_logits",
+        ("full_logits", "final_logit_softcapping"),
+        "PyTorch version on a CPU",
+    ),
+    UpstreamName(
         "sglang.srt.configs.update_config",
         "adjust_config_with_unaligned_cpu_tp",
         ("model_config", "load_config", "tp_size"),

@@ -95,6 +95,12 @@ def _sampling_op(name: str) -> Callable[[], Any]:
     return make
 
 
+def _softcap_logits() -> Any:
+    from sglang_respec.upstream.portable.logit_ops import softcap_inplace_logits
+
+    return softcap_inplace_logits
+
+
 def _decode_backend() -> Any:
     from sglang_respec.upstream.portable.backend_factory import create_decode_backend
 
@@ -244,6 +250,15 @@ PORTABLE_HOOKS = (
         symptom="ImportError of sgl_kernel when a seeded request is sampled",
         cause="on a CPU SGLang hashes with a compiled kernel that needs libcuda to load",
         remove_when="SGLang hashes in PyTorch where its kernel cannot load",
+    ),
+    Hook(
+        name="softcap-logits",
+        target="sglang.kernels.ops.activation.softcap.softcap_inplace_logits",
+        kind="replace",
+        make=_softcap_logits,
+        symptom="Triton finds no active driver at the first prefill of a Gemma 2",
+        cause=_TRITON_ONLY,
+        remove_when=_PLATFORM_SEAM,
     ),
     Hook(
         name="aligned-heads",

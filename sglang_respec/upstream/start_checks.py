@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang_respec.drafter.fit import check_drafter_fits
 from sglang_respec.errors import RespecError
+from sglang_respec.plugin import needs_portable
 from sglang_respec.refusals import options_of, refuse_unsupported
 from sglang_respec.upstream.activation import require_hooks
 
@@ -18,8 +19,19 @@ def refuse_bad_start(server_args: Any, *_: Any, **__: Any) -> None:
     try:
         require_hooks()  # all plugins have run by now
         refuse_unsupported(options_of(server_args), os.environ)
+        _refuse_paged_trees(server_args)
         drafter = server_args.speculative_draft_model_path
         if drafter and server_args.speculative_algorithm == "EAGLE3":
             check_drafter_fits(server_args.model_path, drafter)
     except RespecError as error:
         sys.exit(f"respec: {error}")
+
+
+def _refuse_paged_trees(server_args: Any) -> None:
+    """SGLang refuses this as well, later and with a traceback that names only GPU backends."""
+    topk, page_size = server_args.speculative_eagle_topk or 1, server_args.page_size or 1
+    if topk > 1 and page_size > 1 and needs_portable():
+        raise RespecError(
+            f"Draft trees on a CPU need --page-size 1, and it is {page_size} with "
+            f"--speculative-eagle-topk {topk}; remove one of the two flags."
+        )

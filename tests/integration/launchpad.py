@@ -90,8 +90,12 @@ def _run(command: list[str]) -> int:
 
         return int(main(arguments) or 0)
     if program == "python":
-        _, module, *sys.argv[1:] = arguments  # -m MODULE ...
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
         return 0
     from sglang.cli.main import main as sglang_main
 

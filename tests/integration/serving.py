@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,32 +33,37 @@ class Servers:
         self._socket = str(Path(tempfile.mkdtemp(prefix="respec-")) / "launchpad")
 
     def get(
-        self, *arguments: str, stock: bool = False, program: Program = "respec"
+        self,
+        *arguments: str,
+        stock: bool = False,
+        program: Program = "respec",
+        environ: Mapping[str, str] | None = None,
     ) -> ServerProcess:
-        """A running server of the demo target with these flags.
+        """A running server with these flags: of the demo target, unless they name another.
 
         program: whose `serve` starts it. stock: SGLang's, with SGLANG_RESPEC=0.
         """
         program = "sglang" if stock else program
-        key = (stock, program, *arguments)
+        environ = {**(environ or {}), **({"SGLANG_RESPEC": "0"} if stock else {})}
+        key = (program, *arguments, *environ.items())
         if key not in self._alive:
             while len(self._alive) >= ALIVE:
                 _, oldest = self._alive.popitem(last=False)
                 oldest.stop()
-            self._alive[key] = self._start(arguments, stock, program)
+            self._alive[key] = self._start(arguments, program, environ)
         self._alive.move_to_end(key)
         return self._alive[key]
 
-    def _start(self, arguments: Sequence[str], stock: bool, program: Program) -> ServerProcess:
+    def _start(
+        self, arguments: Sequence[str], program: Program, environ: Mapping[str, str]
+    ) -> ServerProcess:
         target, _ = demo_models()
         flags = ["--model-path", str(target), *arguments]
         if "--dtype" not in arguments:
             flags += ["--dtype", "float32"]
         settings = self._logs.parent / "respec.toml"
         settings.write_text("portable_threads = 1\n", encoding="utf-8")  # as the demo has it
-        environ = {**SINGLE_THREADED, "SGLANG_RESPEC_CONFIG": str(settings)}
-        if stock:
-            environ["SGLANG_RESPEC"] = "0"
+        environ = {**SINGLE_THREADED, "SGLANG_RESPEC_CONFIG": str(settings), **environ}
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
         server = ServerProcess(flags, command=self.command(program), environ=environ, log=log)
         server.start()
@@ -74,11 +79,11 @@ class Servers:
             return SGLANG_SERVE if program == "sglang" else RESPEC_SERVE
         return self._fork(program, "serve")
 
-    def module(self, name: str) -> Sequence[str]:
-        """What runs a module of SGLang, as `python -m` does."""
+    def python(self, *arguments: str) -> Sequence[str]:
+        """What runs `python` with these arguments, with SGLang imported already."""
         if cuda_devices()[0]:
-            return (sys.executable, "-m", name)
-        return self._fork("python", "-m", name)
+            return (sys.executable, *arguments)
+        return self._fork("python", *arguments)
 
     def _fork(self, *command: str) -> Sequence[str]:
         if self._launchpad is None:

@@ -166,6 +166,18 @@ def test_respec_serve(start: Callable[[Path], Start], tmp_path: Path) -> None:
     assert ended.returncode == 2
 
 
+def paged_tree(folder: Path) -> Start:
+    shape = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "4")
+    nodes = ("--speculative-num-draft-tokens", "16", "--page-size", "16")
+    return Start(with_models(None, None, *shape, *nodes))
+
+
+BY_THE_HOOK: dict[Callable[[Path], Start], str] = {
+    **{start: SENTENCES[start] for start in (other_hidden_size, rust_server, wrong_version)},
+    paged_tree: "Draft trees on a CPU need --page-size 1, and it is 16",
+}
+
+
 def sentence_of(ended: subprocess.CompletedProcess[str]) -> str:
     """The last line that SGLang's command left, which must be the only one of ours."""
     lines = ended.stderr.splitlines()
@@ -175,14 +187,12 @@ def sentence_of(ended: subprocess.CompletedProcess[str]) -> str:
     return ours[0]
 
 
-@pytest.mark.parametrize(
-    "start", [other_hidden_size, rust_server, wrong_version], ids=lambda each: each.__name__
-)
+@pytest.mark.parametrize("start", BY_THE_HOOK, ids=lambda each: each.__name__)
 def test_sglang_serve(start: Callable[[Path], Start], servers: Servers, tmp_path: Path) -> None:
     """Here it is the hook on SGLang's parsed arguments that refuses."""
     case = start(tmp_path)
     ended = end_of(servers.command("sglang"), case, case.path)
-    assert SENTENCES[start] in sentence_of(ended)
+    assert BY_THE_HOOK[start] in sentence_of(ended)
     assert "Traceback" not in ended.stderr
 
 

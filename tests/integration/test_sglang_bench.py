@@ -20,7 +20,7 @@ def test_bench_serving(servers: Servers, tmp_path: Path) -> None:
     server = servers.get(*speculation(5, 1, 6), program="sglang")
     figures = tmp_path / "figures.jsonl"
     command = [
-        *servers.module("sglang.bench_serving"),
+        *servers.python("-m", "sglang.bench_serving"),
         *("--backend", "sglang", "--base-url", server.url),
         *("--tokenizer", str(demo_models()[0])),
         *("--dataset-name", "random-ids", "--random-range-ratio", "1.0"),

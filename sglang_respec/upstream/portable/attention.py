@@ -118,6 +118,7 @@ class PortableAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
+        _refuse_variants(kwargs)
         return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
 
     def forward_decode(
@@ -130,6 +131,7 @@ class PortableAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
+        _refuse_variants(kwargs)
         return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
 
     def _attend(
@@ -181,6 +183,16 @@ class PortableAttnBackend(AttentionBackend):
             return None
         _, in_swa_pool = self.token_to_kv_pool.layers_mapping[layer_id]
         return self.token_to_kv_pool.translate_loc_from_full_to_swa if in_swa_pool else None
+
+
+def _refuse_variants(kwargs: dict[str, Any]) -> None:
+    """What a model passes beyond q, k and v changes the result: sinks, split RoPE, sparse keys."""
+    given = sorted(name for name, value in kwargs.items() if value is not None)
+    if given:
+        raise NotImplementedError(
+            f"The portable CPU backend does not know this model's attention ({', '.join(given)}); "
+            "run it on a GPU."
+        )
 
 
 class PortableMultiStepDraftBackend:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.runtime_context import attention_backends, get_schedule
+from sglang.srt.runtime_context import attention_backends
 
 from sglang_respec.upstream.portable.attention import (
     PORTABLE_BACKEND,
@@ -29,12 +29,6 @@ def create_decode_backend(original: Callable[[Any], Any], factory: Any) -> Any:
         return original(factory)
     if factory.speculative_num_steps <= 1:
         return None
-    if factory.topk > 1 and get_schedule().page_size > 1:
-        raise ValueError(
-            "Draft trees on a CPU need --page-size 1: "
-            f"got page size {get_schedule().page_size} with --speculative-eagle-topk "
-            f"{factory.topk}."
-        )
     backend = PortableMultiStepDraftBackend(
         factory.draft_model_runner, factory.topk, factory.speculative_num_steps
     )
