@@ -13,7 +13,8 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_respec.errors import RespecError
-from sglang_respec.upstream.hooks import Hook, hooks_for
+from sglang_respec.upstream.hook_table import Hook
+from sglang_respec.upstream.hooks import hooks_for
 
 
 @dataclass(frozen=True)
