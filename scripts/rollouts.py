@@ -68,7 +68,8 @@ def generate(
     """Runs every prompt (token ids), at most `concurrency` at a time.
 
     sampling: one dict for all, or one per prompt. stagger_s: seconds between two starts, so
-    that requests join a running batch instead of forming one together.
+    that requests join a running batch instead of forming one together. A request with n > 1
+    gives n rollouts.
     """
     return asyncio.run(
         _generate(url, prompts, sampling, concurrency, stagger_s, timeout_s, extra or {})
@@ -90,7 +91,7 @@ async def _generate(
         base_url=url, timeout=timeout_s, limits=limits, trust_env=False
     ) as client:
 
-        async def one(index: int, prompt: Sequence[int]) -> Rollout:
+        async def one(index: int, prompt: Sequence[int]) -> list[Rollout]:
             await asyncio.sleep(index * stagger_s)
             params = sampling if isinstance(sampling, dict) else sampling[index]
             async with gate:
@@ -100,8 +101,13 @@ async def _generate(
                 )
             response.raise_for_status()
             body = response.json()
-            return Rollout(tuple(body["output_ids"]), body["text"], body["meta_info"])
+            answers = body if isinstance(body, list) else [body]  # a list where n > 1
+            return [
+                Rollout(tuple(each["output_ids"]), each["text"], each["meta_info"])
+                for each in answers
+            ]
 
         started = time.perf_counter()
-        rollouts = await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts)))
-        return Batch(list(rollouts), time.perf_counter() - started)
+        answers = await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts)))
+        seconds = time.perf_counter() - started
+        return Batch([rollout for samples in answers for rollout in samples], seconds)

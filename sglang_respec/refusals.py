@@ -52,6 +52,7 @@ def refuse_unsupported(
     _refuse_plugin_selection(options, environ)
     _refuse_other_frontends(options, environ)
     _refuse_other_workers(options)
+    _refuse_other_sampling(options)
 
 
 def _refuse_version(installed: str | None) -> None:
@@ -122,3 +123,32 @@ def _refuse_other_workers(options: Options) -> None:
             "--enable-multi-layer-eagle selects a worker that this extension does not extend; "
             "remove the flag."
         )
+
+
+def _refuse_other_sampling(options: Options) -> None:
+    if options.get("disaggregation_mode") not in (None, "null"):
+        raise RespecError(
+            "With --disaggregation-mode a request is decoded by a server that did not prefill it, "
+            "and its seed and penalties do not travel along; remove the flag, or set "
+            "SGLANG_RESPEC=0."
+        )
+    if not options.get("speculative_algorithm"):
+        return
+    if options.get("speculative_use_rejection_sampling"):
+        raise RespecError(
+            "--speculative-use-rejection-sampling draws other tokens than plain decoding; this "
+            "server verifies by coupled sampling, which needs no flag: remove it."
+        )
+    if any(options.get(f"speculative_accept_threshold_{each}", 1) != 1 for each in _THRESHOLDS):
+        raise RespecError(
+            "--speculative-accept-threshold-single and -acc below 1 change what the policy would "
+            "have sampled; this server never does: remove them."
+        )
+    if options.get("rl_on_policy_target"):
+        raise RespecError(
+            "--rl-on-policy-target rounds logits in a way that a draft tree is not verified with; "
+            "remove it, or serve without a drafter."
+        )
+
+
+_THRESHOLDS = ("single", "acc")

@@ -5,18 +5,8 @@ the installed sources for these names without importing them, so a renamed one f
 milliseconds, before a server does in minutes.
 """
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class UpstreamName:
-    """module and qualname as in the installed source; params in order where it matters."""
-
-    module: str
-    qualname: str
-    params: tuple[str, ...] | None
-    why: str
-
+from sglang_respec.upstream.contract_table import UpstreamName
+from sglang_respec.upstream.sampling.names import SAMPLING_NAMES
 
 _TREE = "sglang.kernels.ops.speculative.spec_tree"
 _LOCS = "sglang.kernels.ops.speculative.cache_locs"
@@ -214,4 +204,5 @@ UPSTREAM_NAMES = (
         ("self", "kind"),
         "seam of the portable platform",
     ),
+    *SAMPLING_NAMES,
 )

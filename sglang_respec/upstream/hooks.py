@@ -9,6 +9,7 @@ from typing import Any
 
 from sglang_respec.upstream.hook_table import Hook
 from sglang_respec.upstream.portable.hooks import PORTABLE_HOOKS
+from sglang_respec.upstream.sampling.hooks import SAMPLING_HOOKS
 
 SPEC_TREE = "sglang.kernels.ops.speculative.spec_tree"
 
@@ -67,25 +68,7 @@ RESPEC_HOOKS = (
         cause="SGLang loads the drafter after the target and checks nothing before",
         remove_when="SGLang validates drafter against target when it parses its arguments",
     ),
-    Hook(
-        name="seeds",
-        target="sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
-        kind="after",
-        replacement="sglang_respec.upstream.seeds:carry_seeds",
-        symptom="a request's seed is ignored: the same seed gives other tokens",
-        cause="SGLang reads seeds only with --enable-deterministic-inference, and then gives "
-        "42 to every request without one",
-        remove_when="SGLang honours a seed wherever one is given",
-    ),
-    Hook(
-        name="seeded-min-p",
-        target="sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",
-        kind="around",
-        replacement="sglang_respec.upstream.seeds:filter_min_p_first",
-        symptom="AssertionError in the scheduler when a seeded request uses min_p",
-        cause="SGLang's seeded sampler asserts that min-p is off",
-        remove_when="it applies min-p itself",
-    ),
+    *SAMPLING_HOOKS,
     *TREE_HOOKS,
 )
 

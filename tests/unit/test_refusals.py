@@ -7,6 +7,8 @@ import pytest
 from sglang_respec.errors import RespecError
 from sglang_respec.refusals import SGLANG_VERSION, options_of, refuse_unsupported
 
+SPECULATION = {"speculative_algorithm": "EAGLE3"}
+
 
 def right_version() -> str:
     return SGLANG_VERSION
@@ -18,6 +20,8 @@ def check(options=None, environ=None, version=right_version):
 
 def test_the_defaults_are_accepted():
     check()
+    check({"disaggregation_mode": "null", "rl_on_policy_target": "fsdp"})
+    check({**SPECULATION, "speculative_accept_threshold_acc": 1.0})
     check({"tokenizer_worker_num": 1, "smg_grpc_mode": False, "grpc_port": None, "device": "cpu"})
 
 
@@ -30,6 +34,11 @@ def test_the_defaults_are_accepted():
         ({"use_ray": True}, "--use-ray"),
         ({"encoder_only": True}, "--encoder-only"),
         ({"enable_multi_layer_eagle": True}, "--enable-multi-layer-eagle"),
+        ({"disaggregation_mode": "decode"}, "--disaggregation-mode"),
+        ({**SPECULATION, "speculative_use_rejection_sampling": True}, "coupled sampling"),
+        ({**SPECULATION, "speculative_accept_threshold_acc": 0.9}, "never does"),
+        ({**SPECULATION, "speculative_accept_threshold_single": 0.5}, "never does"),
+        ({**SPECULATION, "rl_on_policy_target": "fsdp"}, "--rl-on-policy-target"),
     ],
 )
 def test_refused_options(options, match):
