@@ -18,8 +18,8 @@ SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
 # Read when numpy and torch load: no threads, or SGLang's processes could not be forked.
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# Two at most: each holds a gigabyte and a half and, while it starts, a core.
-ALIVE = 2
+# Three at most: plain, a chain and a tree; each holds a gigabyte and a half.
+ALIVE = 3
 
 
 class Servers:
