@@ -1,11 +1,14 @@
 """What comes back with a sampled token: the seed that drew it and its log-probabilities."""
 
 import itertools
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
-import custom_processors
 import httpx
 import pytest
+from custom_processors import BANNED
 from rollouts import generate
 from serving import Servers, speculation
 
@@ -33,6 +36,16 @@ def tree(servers: Servers) -> ServerProcess:
 @pytest.fixture(scope="module")
 def plain(servers: Servers) -> ServerProcess:
     return servers.get("--enable-custom-logit-processor")
+
+
+@pytest.fixture(scope="module")
+def processors(servers: Servers) -> dict[str, str]:
+    source = Path(__file__).with_name("custom_processors.py")
+    done = subprocess.run(
+        servers.python(str(source)), capture_output=True, text=True, check=True, timeout=300
+    )
+    texts: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return texts
 
 
 def ask(server: ServerProcess, prompt: list[int], **request: Any) -> Any:
@@ -135,9 +148,10 @@ def test_logprobs_with_and_without_top_ones_agree(
     assert flat_logprobs(pairs[0]) == pytest.approx(flat_logprobs(pairs[1]), abs=1e-5)
 
 
-@pytest.mark.parametrize("processor", ["BAN_LAST", "BAN_SOME"])
+@pytest.mark.parametrize("processor", ["BanLast", "BanSome"])
 def test_a_custom_processor_sees_every_token_that_is_committed(
     processor: str,
+    processors: dict[str, str],
     chain: ServerProcess,
     tree: ServerProcess,
     plain: ServerProcess,
@@ -149,31 +163,35 @@ def test_a_custom_processor_sees_every_token_that_is_committed(
     decoding, so only the other is held against that.
     """
     asked = {
-        "custom_logit_processor": getattr(custom_processors, processor),
+        "custom_logit_processor": processors[processor],
         "sampling": {"sampling_seed": 3, "custom_params": {}},
     }
     answers = [ask(each, prompts[4], **asked) for each in (chain, tree)]
-    if processor == "BAN_SOME":
+    if processor == "BanSome":
         answers.append(ask(plain, prompts[4], **asked))
     assert all(each["output_ids"] == answers[0]["output_ids"] for each in answers)
     for answer in answers[:2]:
         assert answer["meta_info"]["spec_verify_ct"] == TOKENS - 1, "one token per verify"
     tokens = answers[0]["output_ids"]
-    if processor == "BAN_LAST":
+    if processor == "BanLast":
         assert all(a != b for a, b in itertools.pairwise(tokens))
     else:
-        assert not set(tokens) & custom_processors.BANNED
+        assert not set(tokens) & BANNED
     others = generate(tree.url, prompts[4:6], [{**SAMPLED, "sampling_seed": 3}] * 2, concurrency=2)
     assert all(each.verifies < TOKENS - 1 for each in others.rollouts), "others go on speculating"
 
 
 @pytest.mark.parametrize("mode", ["plain", "tree"])
 def test_a_row_of_nan_fails_its_request_alone(
-    mode: str, tree: ServerProcess, plain: ServerProcess, prompts: list[list[int]]
+    mode: str,
+    processors: dict[str, str],
+    tree: ServerProcess,
+    plain: ServerProcess,
+    prompts: list[list[int]],
 ) -> None:
     server = tree if mode == "tree" else plain
     good = {"input_ids": prompts[0], "sampling_params": {**SAMPLED, "sampling_seed": 1}}
-    bad = {**good, "custom_logit_processor": custom_processors.GIVE_NAN}
+    bad = {**good, "custom_logit_processor": processors["GiveNan"]}
     bad["sampling_params"] = {**SAMPLED, "custom_params": {}}
     before = httpx.post(f"{server.url}/generate", json=good, timeout=120).json()
     with httpx.Client(base_url=server.url, timeout=120) as client:
