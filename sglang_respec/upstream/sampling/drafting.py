@@ -38,6 +38,7 @@ class RespecDraftWorker(EagleDraftWorker):
         return request_table(self.target_worker.model_runner)
 
     def _capture_cuda_graphs(self) -> None:
+        request_table(self.target_worker.model_runner)  # before: a graph must not own it
         super()._capture_cuda_graphs()
         runner = self.cuda_graph_runner_for_draft_extend
         if runner is not None:
@@ -175,7 +176,7 @@ class RespecDraftWorker(EagleDraftWorker):
             requests.seeds,
             self.hot_token_id,
             self.topk,
-            greedy=bool(sampling_info.is_all_greedy) and not _capturing(logits),
+            greedy=not _capturing(logits) and bool(sampling_info.is_all_greedy),
         )
         return probs, ids
 
