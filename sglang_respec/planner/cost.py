@@ -1,0 +1,106 @@
+"""Step time of each configuration at any batch: the profile's, corrected by what is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sglang_respec.core import SpeculationConfig
+from sglang_respec.planner.grid import lerp, locate
+from sglang_respec.planner.profile import Profile
+
+UNKNOWN_PROFILE_ERROR = 0.10  # relative; where a profile held nothing out
+CELL_SHARE = 0.5  # a batch bucket's own error, over the error its configuration has everywhere
+STEP_NOISE = 0.10  # relative scatter of one measured step
+FORGETTING = 1e-7  # variance that a correction gains per step measured: machines drift slowly
+CLIP = 0.25  # a step far off (a prefill in between, a stall) counts as one so far off (log)
+MAX_CORRECTION = math.log(8.0)
+BUCKETS = 24  # of batch sizes, by powers of two
+
+Place = tuple[int, float, int, float, int]  # cell and weights on both axes; bucket
+
+
+class CostModel:
+    """t(config, batch size, context), in seconds.
+
+    The profile is laid out once on the union of all knots, where its piecewise linear functions
+    are reproduced exactly; a look-up is then four multiplications. The correction of a step time
+    is a product: one factor for all configurations (which changes no choice), one for the
+    configuration, one for its batch bucket. Each is a log with a variance; a measured step is
+    shared between them by their variances, as in a Kalman filter without covariances.
+    """
+
+    def __init__(self, profile: Profile, configs: Sequence[SpeculationConfig]) -> None:
+        self.profile = profile
+        self.configs = tuple(configs)
+        grids = [*profile.stages.values(), *profile.rounds.values()]
+        self.batch_sizes = tuple(sorted({b for grid in grids for b in grid.batch_sizes}))
+        self.contexts = tuple(sorted({c for grid in grids for c in grid.context_tokens}))
+        self._seconds = [
+            [[profile.round_seconds(config, b, c) for c in self.contexts] for b in self.batch_sizes]
+            for config in self.configs
+        ]
+        error = profile.relative_error or UNKNOWN_PROFILE_ERROR
+        everywhere = error**2 / (1.0 + CELL_SHARE**2)
+        self._common, self._common_variance = 0.0, 0.25
+        self._own = [0.0] * len(self.configs)
+        self._own_variance = [everywhere] * len(self.configs)
+        self._cell = [[0.0] * BUCKETS for _ in self.configs]
+        self._cell_variance = [[everywhere * CELL_SHARE**2] * BUCKETS for _ in self.configs]
+        self._factor = [[1.0] * BUCKETS for _ in self.configs]
+
+    def place(self, batch_size: float, context_tokens: float) -> Place:
+        """Where a batch lies on the grid; found once per decision, used for every config."""
+        i, w = locate(self.batch_sizes, batch_size)
+        j, u = locate(self.contexts, context_tokens)
+        return i, w, j, u, min(int(batch_size).bit_length(), BUCKETS - 1)
+
+    def profiled(self, index: int, place: Place) -> float:
+        """Seconds by the profile alone."""
+        i, w, j, u, _ = place
+        rows = self._seconds[index]
+        low = lerp(rows[i], j, u)
+        return low if w == 0.0 else low + w * (lerp(rows[i + 1], j, u) - low)
+
+    def relative(self, index: int, place: Place) -> float:
+        """Seconds, but for the factor that all configurations share."""
+        return self.profiled(index, place) * self._factor[index][place[4]]
+
+    def seconds(self, index: int, place: Place) -> float:
+        """Seconds of one round of ``configs[index]``, corrected."""
+        return self.relative(index, place) * math.exp(self._common)
+
+    def relative_error(self, index: int, place: Place) -> float:
+        """Relative standard error of :meth:`relative`."""
+        return math.sqrt(self._own_variance[index] + self._cell_variance[index][place[4]])
+
+    def teaches(self, index: int, place: Place, rounds: int) -> float:
+        """Relative variance that ``rounds`` measured steps would take away."""
+        variance = self._own_variance[index] + self._cell_variance[index][place[4]]
+        return variance * variance / (variance + STEP_NOISE**2 / rounds)
+
+    def record(self, index: int, place: Place, seconds: float) -> None:
+        """Learn from one measured step."""
+        bucket = place[4]
+        surprise = math.log(seconds / self.seconds(index, place))
+        surprise = max(-CLIP, min(CLIP, surprise))
+        common, own = self._common_variance, self._own_variance[index]
+        cell = self._cell_variance[index][bucket]
+        total = common + own + cell + STEP_NOISE**2
+        self._common = _bounded(self._common + surprise * common / total)
+        self._own[index] = _bounded(self._own[index] + surprise * own / total)
+        self._cell[index][bucket] = _bounded(self._cell[index][bucket] + surprise * cell / total)
+        self._common_variance = common * (1.0 - common / total) + FORGETTING
+        self._own_variance[index] = own * (1.0 - own / total) + FORGETTING
+        self._cell_variance[index][bucket] = cell * (1.0 - cell / total) + FORGETTING
+        for each, _ in enumerate(self._factor[index]):
+            self._factor[index][each] = math.exp(self._own[index] + self._cell[index][each])
+
+    def extend_seconds(self, tokens: float, batch_size: float, context_tokens: float) -> float:
+        """Seconds of one draft-extend over ``tokens`` of the whole batch."""
+        seconds = self.profile.extend_seconds(tokens, batch_size, context_tokens)
+        return seconds * math.exp(self._common)
+
+
+def _bounded(log: float) -> float:
+    return max(-MAX_CORRECTION, min(MAX_CORRECTION, log))
