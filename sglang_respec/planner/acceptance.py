@@ -24,9 +24,10 @@ from sglang_respec.planner.trees import RankModel, expected_per_depth
 FIRST_HAZARD = 0.55  # cold start: the drafter's first candidate is right so often
 LATER_HAZARD = 0.25  # and the second, given that the first was wrong; rank r: over sqrt(r - 1)
 PRIOR_WEIGHT = 4.0  # observations the prior counts as
-FLOOR_WEIGHT = 8.0  # evidence ages to this weight, never below: the last known mean stays
-MEMORY_OBSERVATIONS = 2000.0  # evidence falls to 1/e after so many rounds of one request
-MEMORY_STEPS = 1000.0  # or after so many steps of any batch size, plain ones included
+AGED_WEIGHT = 8.0  # evidence ages to this weight, never below: the last known mean stays
+PUSHED_WEIGHT = 2.0  # what is left of it when the drafter changes: less than the prior
+MEMORY_OBSERVATIONS = 2000.0  # evidence falls to 1/e after so many newer observations of its kind
+MEMORY_STEPS = 3000.0  # or after so many steps of any batch size, plain ones included
 AGE_STRIDE = 0.01  # rows are aged together, whenever this much age has come together
 FACTOR_ROUNDS = 200.0  # rounds of one request until a tree's own factor outweighs its siblings'
 YOUNG = 1.2  # while the evidence grew by this factor, every estimate is refreshed at once
@@ -41,6 +42,7 @@ class Estimate:
     accepted: float
     errors: tuple[float, ...]  # [depths] standard error that each depth's uncertainty causes
     factor_error: float  # standard error from the tree's factor; 0 for a chain
+    factor_rounds: float  # rounds of one request behind the factor
     reach: tuple[float, ...]  # [depths] chance that a round looks at this depth
     weights: tuple[float, ...]  # [depths] observations behind each depth
 
@@ -76,29 +78,30 @@ class RankTable:
         path = int(counts.first_ranks)
         hits, seen = self._hits[path][counts.depth - 1], self._seen[path][counts.depth - 1]
         left = sum(counts.hits) + counts.misses
+        keep = math.exp(-left / MEMORY_OBSERVATIONS)
         for rank, count in enumerate(counts.hits[: self.candidates]):
-            hits[rank] += count
-            seen[rank] += left
+            hits[rank] = keep * hits[rank] + count
+            seen[rank] = keep * seen[rank] + left
             left -= count
 
     def age(self, amount: float) -> None:
-        """Let the evidence fade by ``exp(-amount)``, each row down to the floor."""
+        """Let all evidence fade by ``exp(-amount)``, down to AGED_WEIGHT."""
         self._age += amount
         if self._age < AGE_STRIDE:
             return
-        self._shrink(math.exp(-self._age))
+        self._shrink(math.exp(-self._age), AGED_WEIGHT)
         self._age = 0.0
 
     def forget(self) -> None:
         """Keep the means, lose the confidence: a new drafter is probably like the old one."""
-        self._shrink(0.0)
+        self._shrink(0.0, PUSHED_WEIGHT)
 
-    def _shrink(self, keep: float) -> None:
+    def _shrink(self, keep: float, floor: float) -> None:
         for hit_rows, seen_rows in zip(self._hits, self._seen, strict=True):
             for hits, seen in zip(hit_rows, seen_rows, strict=True):
                 for rank, weight in enumerate(seen):
-                    if weight > FLOOR_WEIGHT:
-                        factor = max(keep, FLOOR_WEIGHT / weight)
+                    if weight > floor:
+                        factor = max(keep, floor / weight)
                         hits[rank] *= factor
                         seen[rank] *= factor
 
@@ -179,10 +182,10 @@ class TreeFactors:
         self._ratio[config] = ratio + share * (drafts / predicted - ratio)
         self._rounds[config] = min(weight + rounds, MEMORY_OBSERVATIONS)
 
-    def of(self, config: SpeculationConfig) -> tuple[float, float]:
-        """(factor, its relative standard error)."""
+    def of(self, config: SpeculationConfig) -> tuple[float, float, float]:
+        """(factor, its relative standard error, rounds behind it)."""
         if config.topk == 1:
-            return 1.0, 0.0
+            return 1.0, 0.0, FACTOR_ROUNDS
         total = sum(self._rounds.values())
         pooled = sum(self._ratio[each] * n for each, n in self._rounds.items())
         siblings = (pooled + FACTOR_ROUNDS) / (total + FACTOR_ROUNDS)
@@ -190,7 +193,8 @@ class TreeFactors:
         factor = (own * self._ratio.get(config, 1.0) + FACTOR_ROUNDS * siblings) / (
             own + FACTOR_ROUNDS
         )
-        return factor, FACTOR_ERROR * math.sqrt(FACTOR_ROUNDS / (own + FACTOR_ROUNDS))
+        rounds = own + FACTOR_ROUNDS
+        return factor, FACTOR_ERROR * math.sqrt(FACTOR_ROUNDS / rounds), rounds
 
     def forget(self) -> None:
         self._rounds = {each: min(n, FACTOR_ROUNDS) for each, n in self._rounds.items()}
@@ -224,8 +228,7 @@ class Acceptance:
             zip(self.tables, step.requests_per_class, strict=True)
         ):
             if requests:
-                observations = 0 if step.config.is_plain else requests
-                table.age(1.0 / MEMORY_STEPS + observations / MEMORY_OBSERVATIONS)
+                table.age(1.0 / MEMORY_STEPS)
                 self._refresh_some(which, step)
 
     def forget(self) -> None:
@@ -254,6 +257,7 @@ class Acceptance:
                 for depth in range(len(parts[0][1].errors))
             ),
             sum(share * part.factor_error for share, part in parts),
+            parts[0][1].factor_rounds,
             _mixed([(share, part.reach) for share, part in parts]),
             _mixed([(share, part.weights) for share, part in parts]),
         )
@@ -293,7 +297,7 @@ class Acceptance:
     def _estimate(self, which: int, index: int, model: RankModel) -> Estimate:
         config, table = self.configs[index], self.tables[which]
         chances = expected_per_depth(model, config)
-        factor, relative_error = self.factors.of(config)
+        factor, relative_error, rounds = self.factors.of(config)
         drafts = sum(chances)
         self._raw[which][index] = drafts
         padding = (0.0,) * (table.depths - config.num_steps)
@@ -301,6 +305,7 @@ class Acceptance:
             1.0 + factor * drafts,
             tuple(factor * e for e in table.errors(model, chances)) + padding,
             factor * drafts * relative_error,
+            rounds,
             tuple([1.0, *chances[:-1]][: config.num_steps]) + padding,
             tuple(
                 PRIOR_WEIGHT + table.seen(depth, min(2, config.topk))

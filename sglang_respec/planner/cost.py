@@ -12,7 +12,7 @@ from sglang_respec.planner.profile import Profile
 UNKNOWN_PROFILE_ERROR = 0.10  # relative; where a profile held nothing out
 CELL_SHARE = 0.5  # a batch bucket's own error, over the error its configuration has everywhere
 STEP_NOISE = 0.10  # relative scatter of one measured step
-FORGETTING = 1e-7  # variance that a correction gains per step measured: machines drift slowly
+KNOWN = 0.005**2  # variance at which a correction stays open to slow drift (0.5 %)
 CLIP = 0.25  # a step far off (a prefill in between, a stall) counts as one so far off (log)
 MAX_CORRECTION = math.log(8.0)
 BUCKETS = 24  # of batch sizes, by powers of two
@@ -77,7 +77,8 @@ class CostModel:
     def teaches(self, index: int, place: Place, rounds: int) -> float:
         """Relative variance that ``rounds`` measured steps would take away."""
         variance = self._own_variance[index] + self._cell_variance[index][place[4]]
-        return variance * variance / (variance + STEP_NOISE**2 / rounds)
+        after = variance / (1.0 + variance * rounds / STEP_NOISE**2)
+        return max(0.0, variance - max(after, 2.0 * KNOWN))
 
     def record(self, index: int, place: Place, seconds: float) -> None:
         """Learn from one measured step."""
@@ -90,9 +91,9 @@ class CostModel:
         self._common = _bounded(self._common + surprise * common / total)
         self._own[index] = _bounded(self._own[index] + surprise * own / total)
         self._cell[index][bucket] = _bounded(self._cell[index][bucket] + surprise * cell / total)
-        self._common_variance = common * (1.0 - common / total) + FORGETTING
-        self._own_variance[index] = own * (1.0 - own / total) + FORGETTING
-        self._cell_variance[index][bucket] = cell * (1.0 - cell / total) + FORGETTING
+        self._common_variance = max(KNOWN, common * (1.0 - common / total))
+        self._own_variance[index] = max(KNOWN, own * (1.0 - own / total))
+        self._cell_variance[index][bucket] = max(KNOWN, cell * (1.0 - cell / total))
         for each, _ in enumerate(self._factor[index]):
             self._factor[index][each] = math.exp(self._own[index] + self._cell[index][each])
 

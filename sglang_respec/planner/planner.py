@@ -17,8 +17,9 @@ from sglang_respec.core import (
 )
 from sglang_respec.errors import RespecError
 from sglang_respec.planner.acceptance import (
-    FACTOR_ROUNDS,
+    MEMORY_OBSERVATIONS,
     MEMORY_STEPS,
+    PRIOR_WEIGHT,
     PROBE_OBSERVATIONS,
     Acceptance,
     Estimate,
@@ -26,6 +27,8 @@ from sglang_respec.planner.acceptance import (
 from sglang_respec.planner.cost import CostModel, Place
 from sglang_respec.planner.profile import Profile
 
+PROBE_STRIDE = 4  # whether to probe is asked at every so manieth decision
+PROBE_ROUNDS = 4  # a probe lasts no less, so that it measures a time too
 MAX_CONFIGS = 8  # besides PLAIN: what CUDA graphs allow and a decision can look at
 
 
@@ -74,6 +77,7 @@ class Planner:
         self._chosen: int | None = None  # what runs but for probes
         self._running = 0
         self._reason = "first"
+        self._decisions = 0
         self._probe_rounds = 0
         self._probe_tokens = 0
         self._stay = _Stay(settings.first_dwell_steps)
@@ -86,12 +90,14 @@ class Planner:
         options = [self._option(i, stats, place) for i in range(len(self.configs))]
         self._stay.step()
         self._probe_tokens = 0
-        if self._probe_rounds > 0:
+        if self._probe_rounds > 0 and self._still_open(options, place):
             self._probe_rounds -= 1
         else:
             self._choose(options, place, stats)
             self._running = self._chosen or 0
-            self._consider_probe(options, place, stats)
+            self._decisions += 1
+            if self._decisions % PROBE_STRIDE == 1:
+                self._consider_learning(options, place, stats)
         config = self.configs[self._running]
         return Plan(config, self._reason, self._probe_tokens)
 
@@ -165,38 +171,74 @@ class Planner:
         else:
             self._reason = "hold"
 
-    def _consider_probe(self, options: list[_Option], place: Place, stats: BatchStats) -> None:
-        """Run the option whose probe pays best, if any pays.
+    def _consider_learning(self, options: list[_Option], place: Place, stats: BatchStats) -> None:
+        """Do what teaches most for its cost, if anything pays: a probe, or the drafter's guesses.
 
-        What it gains: how much better the choice after the probe is expected to be than the
-        choice now, for as many steps as evidence lasts. What it costs: the expected loss per
-        round of the probe, and the change there.
+        What it gains: how much better the choice after it is expected to be than the choice now,
+        for as many steps as the choice is expected to last.
         """
         chosen = options[self._chosen or 0]
-        rounds = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
-        useful_s = MEMORY_STEPS * chosen.relative_time
+        rounds = max(PROBE_ROUNDS, math.ceil(PROBE_OBSERVATIONS / stats.batch_size))
         most, probed = 0.0, None
         for option in options:
-            if option is chosen:
-                continue
-            behind = chosen.rate - option.rate
-            taught = self._taught(option, chosen, place, rounds)
-            if abs(behind) > 4.0 * taught:
-                continue  # the probe could not turn the choice
-            gain = _expected_gain(abs(behind), taught) * useful_s
-            loss = max(behind, 0.0) * rounds * option.relative_time
-            loss += self._change_seconds(chosen, option, stats) * chosen.rate
-            if gain - loss > most:
-                most, probed = gain - loss, option
+            if option is not chosen:
+                worth = self._probe_worth(option, chosen, place, stats, rounds)
+                if worth > most:
+                    most, probed = worth, option
+        if chosen.index == 0 and self._guesses_worth(options, stats) > most:
+            self._probe_tokens = PROBE_OBSERVATIONS
+            return
         if probed is None:
             return
-        if chosen.index == 0 and self._ranks_are_old(stats):
-            self._probe_tokens = PROBE_OBSERVATIONS  # cheaper, so it comes first
-        else:
-            self._running, self._reason = probed.index, "probe"
-            self._probe_rounds = rounds - 1
+        for longer in (rounds * 4, rounds * 16):  # one long look, where it pays, is one change
+            worth = self._probe_worth(probed, chosen, place, stats, longer)
+            if worth > most:
+                most, rounds = worth, longer
+        self._running, self._reason = probed.index, "probe"
+        self._probe_rounds = rounds - 1
 
-    def _taught(self, option: _Option, chosen: _Option, place: Place, rounds: int) -> float:
+    def _probe_worth(
+        self, option: _Option, chosen: _Option, place: Place, stats: BatchStats, rounds: int
+    ) -> float:
+        """Tokens per request that a probe of so many rounds is expected to gain, less its cost."""
+        behind = chosen.rate - option.rate
+        taught = self._taught(option, chosen, place, rounds, rounds * stats.batch_size)
+        if abs(behind) > 4.0 * taught:
+            return 0.0  # the probe could not turn the choice
+        gain = _expected_gain(abs(behind), taught) * self._stay.remaining * chosen.relative_time
+        loss = max(behind, 0.0) * rounds * option.relative_time
+        return gain - loss - self._change_seconds(chosen, option, stats) * chosen.rate
+
+    def _guesses_worth(self, options: list[_Option], stats: BatchStats) -> float:
+        """While decoding plainly: what the drafter's guesses at committed tokens are worth.
+
+        They cost one small extend and show depth 1 alone; deeper depths lean on it with the
+        weight of their prior, and learn in proportion to what depth 1 learns.
+        """
+        plain = options[0]
+        most = 0.0
+        for option in options[1:]:
+            weights = option.estimate.weights
+            share = _share(PROBE_OBSERVATIONS, weights[0])
+            first, *deeper = option.estimate.errors
+            taught = first * first * share
+            for error, weight in zip(deeper, weights[1:], strict=True):
+                taught += error * error * share * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
+            taught = math.sqrt(taught) / option.relative_time
+            most = max(most, _expected_gain(abs(plain.rate - option.rate), taught))
+        cost_s = self.cost.profile.extend_seconds(
+            PROBE_OBSERVATIONS, stats.batch_size, stats.mean_context_tokens
+        )
+        return most * self._stay.remaining * plain.relative_time - cost_s * plain.rate
+
+    def _still_open(self, options: list[_Option], place: Place) -> bool:
+        """Whether the probe that runs may still turn the choice."""
+        option, chosen = options[self._running], options[self._chosen or 0]
+        return chosen.rate - option.rate < 2.0 * self._difference_error(option, chosen, place)
+
+    def _taught(
+        self, option: _Option, chosen: _Option, place: Place, rounds: int, looks: int
+    ) -> float:
         """Standard deviation of what a probe may move the difference of the two rates by.
 
         A probe teaches the option's own time and factor, and the depths that it looks at more
@@ -204,16 +246,15 @@ class Planner:
         """
         a, b = 1.0 / option.relative_time, 1.0 / chosen.relative_time
         mine, theirs = option.estimate, chosen.estimate
-        looks = PROBE_OBSERVATIONS
         total = option.rate**2 * self.cost.teaches(option.index, place, rounds)
-        total += (a * mine.factor_error) ** 2 * looks / (looks + FACTOR_ROUNDS)
+        total += (a * mine.factor_error) ** 2 * _share(looks, mine.factor_rounds)
         wider = self.configs[option.index].topk > self.configs[chosen.index].topk
         for x, y, reach, known, weight in zip(
             mine.errors, theirs.errors, mine.reach, theirs.reach, mine.weights, strict=True
         ):
             new = looks * (reach if wider else reach - known)
             if new > 0.0:
-                total += (a * x - b * y) ** 2 * new / (new + weight)
+                total += (a * x - b * y) ** 2 * _share(new, weight)
         return math.sqrt(total)
 
     def _difference_error(self, one: _Option, two: _Option, place: Place) -> float:
@@ -240,9 +281,6 @@ class Planner:
         )
         return catch_up + self.cost.profile.switch_s
 
-    def _ranks_are_old(self, stats: BatchStats) -> bool:
-        return self.acceptance.seen(stats.requests_per_class) < PROBE_OBSERVATIONS
-
 
 class _Stay:
     """How long a choice lasts, in steps: the mean of past stays, or the present one if longer."""
@@ -259,7 +297,15 @@ class _Stay:
 
     @property
     def remaining(self) -> float:
-        return max(self._mean, float(self._steps), 1.0)
+        return min(max(self._mean, float(self._steps), 1.0), MEMORY_STEPS)
+
+
+def _share(new: float, weight: float) -> float:
+    """Share of a variance that ``new`` observations take away from ``weight`` old ones.
+
+    Evidence does not grow beyond its memory, so what is known that well teaches nothing.
+    """
+    return max(0.0, 1.0 - weight / MEMORY_OBSERVATIONS) * new / (new + weight)
 
 
 def _expected_gain(behind: float, error: float) -> float:

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 from sglang_respec.core import (
     PLAIN,
-    TEMPERATURE_CLASSES,
     BatchStats,
     Plan,
+    RankCounts,
     SpeculationConfig,
     StepRecord,
 )
 from sglang_respec.planner.policy import Policy
 from sglang_respec.planner.traces import Request, Trace
-from sglang_respec.planner.world import Drawn, Machine, draw_round, expected_accepted
+from sglang_respec.planner.world import Drawn, Machine, draw_round
 
 WINDOW_TOKENS = 512  # a catch-up goes back so far, as the worker's ring does
 PARTS = 10  # a run is also judged in tenths of its tokens
@@ -43,10 +43,24 @@ class Result:
     record_s: list[float] = field(default_factory=list)
     seconds_of: Counter[SpeculationConfig] = field(default_factory=Counter)
     part_seconds: list[float] = field(default_factory=lambda: [0.0] * PARTS)
+    oracle_s: float = 0.0  # what the oracle would take for the same tokens, batch by batch
+    part_plain_s: list[float] = field(default_factory=lambda: [0.0] * PARTS)
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def oracle_share(self) -> float:
+        """The oracle's time over ours for the same tokens at the same batches: 1 is no regret."""
+        return self.oracle_s / self.seconds
+
+    @property
+    def worst_part_over_plain(self) -> float:
+        """In the worst tenth of the tokens: the time plain decoding would have taken for what
+        each step committed, at that step's batch and context, over the time taken."""
+        parts = zip(self.part_plain_s, self.part_seconds, strict=True)
+        return min(plain / taken for plain, taken in parts if taken > 0.0)
 
 
 class _Running:
@@ -106,6 +120,11 @@ class Run:
         """(offset, temperature class) of the running requests: hidden but from the oracle."""
         return Counter(each.key for each in self._batch)
 
+    def best(self, stats: BatchStats) -> tuple[SpeculationConfig, float]:
+        """The oracle's choice for this batch and its tokens per second."""
+        size, context = stats.batch_size, stats.mean_context_tokens
+        return self.machine.best(size, context, self.quality, self.requests())
+
     def stats(self) -> BatchStats:
         batch = self._batch
         classes = Counter(each.key[1] for each in batch)
@@ -130,10 +149,15 @@ class Run:
             policy.on_drafter_push()
 
     def _step(self, plan: Plan, stats: BatchStats) -> StepRecord:
+        _, best_rate = self.best(stats)
         drawn = self._draw(plan, stats)
         seconds = self._round_seconds(plan.config, stats)
-        self._account(plan, seconds, self._extra_seconds(plan, stats))
-        self._commit(drawn.accepted, plan.config)
+        part = min(PARTS - 1, int(PARTS * self.progress))
+        taken = self._account(plan, seconds, self._extra_seconds(plan, stats))
+        committed = self._commit(drawn.accepted, plan.config)
+        self.result.part_seconds[part] += taken
+        self.result.oracle_s += committed / best_rate
+        self.result.part_plain_s[part] += committed * self._plain_seconds_per_token(stats)
         return StepRecord(
             plan.config,
             stats.batch_size,
@@ -156,7 +180,7 @@ class Run:
 
     def _guesses(
         self, keys: Sequence[tuple[int, int]], tokens: int, candidates: int
-    ) -> tuple:
+    ) -> tuple[RankCounts, ...]:
         """Depth-1 ranks of ``tokens`` committed tokens, spread over the requests."""
         if not tokens:
             return ()
@@ -182,17 +206,22 @@ class Run:
         self.result.catch_up_s += seconds
         return seconds
 
-    def _account(self, plan: Plan, seconds: float, extra_s: float) -> None:
+    def _plain_seconds_per_token(self, stats: BatchStats) -> float:
+        size, context = stats.batch_size, stats.mean_context_tokens
+        return self.machine.seconds(PLAIN, size, context) / size
+
+    def _account(self, plan: Plan, seconds: float, extra_s: float) -> float:
         result = self.result
         result.steps += 1
         result.switches += plan.config != self._ran and result.steps > 1
         result.probe_steps += plan.reason == "probe"
         result.seconds += seconds + extra_s
         result.seconds_of[plan.config] += seconds + extra_s
-        result.part_seconds[min(PARTS - 1, int(PARTS * self.progress))] += seconds + extra_s
         self._ran = plan.config
+        return seconds + extra_s
 
-    def _commit(self, accepted: Sequence[int], config: SpeculationConfig) -> None:
+    def _commit(self, accepted: Sequence[int], config: SpeculationConfig) -> int:
+        before = self.result.tokens
         grows = config.is_plain and not self.keeps_drafter
         for each, count in zip(self._batch, accepted, strict=True):
             count = min(count, each.left)
@@ -201,6 +230,7 @@ class Run:
             each.gap = each.gap + count if grows else 0
             self.result.tokens += count
         self._batch = [each for each in self._batch if each.left]
+        return self.result.tokens - before
 
 
 _PROBE_CANDIDATES = 4
@@ -214,21 +244,11 @@ class Oracle:
     so nobody can be expected to reach it.
     """
 
-    def __init__(self, run: Run, configs: Sequence[SpeculationConfig]) -> None:
-        self._run, self._configs = run, (PLAIN, *(each for each in configs if not each.is_plain))
-        self._current = PLAIN
+    def __init__(self, run: Run) -> None:
+        self._run, self._current = run, PLAIN
 
     def decide(self, stats: BatchStats) -> Plan:
-        run = self._run
-        quality, requests = run.quality, run.requests()
-        size, context = stats.batch_size, stats.mean_context_tokens
-        self._current = max(
-            self._configs,
-            key=lambda each: (
-                (1.0 if each.is_plain else expected_accepted(each, quality, requests))
-                / run.machine.seconds(each, size, context)
-            ),
-        )
+        self._current, _ = self._run.best(stats)
         return Plan(self._current, "rule")
 
     def record(self, step: StepRecord) -> None:
@@ -241,14 +261,9 @@ class Oracle:
         return {"policy": "oracle", "current": str(self._current), "reason": "rule"}
 
 
-def play_oracle(
-    trace: Trace, machine: Machine, configs: Sequence[SpeculationConfig], seed: int
-) -> Result:
+def play_oracle(trace: Trace, machine: Machine, seed: int) -> Result:
     """The bound: the best configuration of every step, changes free of charge."""
     run = Run(trace, machine, seed)
-    result = run.play(Oracle(run, configs))
+    result = run.play(Oracle(run))
     result.seconds -= result.catch_up_s
     return result
-
-
-assert len(TEMPERATURE_CLASSES) == 3

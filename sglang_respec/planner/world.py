@@ -12,11 +12,13 @@ import math
 import random
 from bisect import bisect
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from sglang_respec.core import RankCounts, SpeculationConfig
+from sglang_respec.core import PLAIN, RankCounts, SpeculationConfig
+from sglang_respec.planner.cost import BUCKETS, CostModel, Place
 from sglang_respec.planner.profile import Profile
 from sglang_respec.planner.traces import OFFSETS
 from sglang_respec.planner.trees import Node, RankModel, best_nodes
@@ -146,32 +148,52 @@ def expected_accepted(
     config: SpeculationConfig, quality: float, requests: Counter[tuple[int, int]]
 ) -> float:
     """The mean accepted length of these requests, which only the oracle knows."""
+    if config.is_plain:
+        return 1.0
     quality = round(quality / QUALITY_STEP) * QUALITY_STEP
     total = sum(n * outcomes(config, quality, *key).expected for key, n in requests.items())
     return total / requests.total()
 
 
-@dataclass
 class Machine:
     """The profile, with the hidden factors by which this machine differs from it."""
 
-    profile: Profile
-    seed: int
-    _factors: dict[tuple[SpeculationConfig, int], float] = field(default_factory=dict)
+    def __init__(
+        self, profile: Profile, configs: Sequence[SpeculationConfig], seed: int
+    ) -> None:
+        self.profile = profile
+        self.configs = (PLAIN, *(each for each in configs if not each.is_plain))
+        self._model = CostModel(profile, self.configs)
+        self._index = {config: i for i, config in enumerate(self.configs)}
+        self._factors = [_hidden_factors(seed, config) for config in self.configs]
 
     def seconds(self, config: SpeculationConfig, batch: float, context: float) -> float:
         """The mean of a round."""
-        return self.profile.round_seconds(config, batch, context) * self._factor(config, int(batch))
+        return self._seconds(self._index[config], self._model.place(batch, context))
+
+    def _seconds(self, index: int, place: Place) -> float:
+        return self._model.profiled(index, place) * self._factors[index][place[4]]
+
+    def best(
+        self, batch: int, context: float, quality: float, requests: Counter[tuple[int, int]]
+    ) -> tuple[SpeculationConfig, float]:
+        """What the oracle runs, and its mean tokens per second for the whole batch."""
+        place = self._model.place(batch, context)
+        rates = [
+            batch * expected_accepted(config, quality, requests) / self._seconds(i, place)
+            for i, config in enumerate(self.configs)
+        ]
+        rate = max(rates)
+        return self.configs[rates.index(rate)], rate
 
     def measured(self, seconds: float, rng: random.Random) -> float:
         """What a clock would show of a round that takes ``seconds`` in the mean."""
         stall = STALL_FACTOR if rng.random() < STALL_CHANCE else 1.0
         return seconds * stall * math.exp(rng.gauss(0.0, NOISE))
 
-    def _factor(self, config: SpeculationConfig, batch: int) -> float:
-        key = config, batch.bit_length()
-        if key not in self._factors:
-            whole = random.Random(f"{self.seed}/{config}").gauss(0.0, PROFILE_ERROR)  # noqa: S311
-            cell = random.Random(f"{self.seed}/{key}").gauss(0.0, CELL_ERROR)  # noqa: S311
-            self._factors[key] = math.exp(whole + cell)
-        return self._factors[key]
+
+def _hidden_factors(seed: int, config: SpeculationConfig) -> list[float]:
+    """[BUCKETS] what this machine takes over what the profile says."""
+    rng = random.Random(f"{seed}/{config}")  # noqa: S311
+    whole = rng.gauss(0.0, PROFILE_ERROR)
+    return [math.exp(whole + rng.gauss(0.0, CELL_ERROR)) for _ in range(BUCKETS)]
