@@ -112,11 +112,13 @@ class Plan:
 
     config: SpeculationConfig
     reason: str  # one of PLAN_REASONS; a label for metrics
-    probe_tokens: int = 0  # only with PLAIN: committed tokens the drafter is to guess after the fact
+    probe_tokens: int = (
+        0  # only with PLAIN: committed tokens the drafter is to guess after the fact
+    )
 
 
 PLAN_REASONS = {
-    "first": "the first batch takes the best guess",
+    "first": "the first rounds are plain, to measure what must not be undercut",
     "best": "commits most tokens per second",
     "hold": "another is ahead by no more than the estimate's own error or the cost of changing",
     "probe": "a short look at a configuration that may be better than believed",

@@ -147,9 +147,7 @@ class RankTable:
         return errors
 
 
-def _posterior(
-    hits: Sequence[float], seen: Sequence[float], prior: Sequence[float]
-) -> list[float]:
+def _posterior(hits: Sequence[float], seen: Sequence[float], prior: Sequence[float]) -> list[float]:
     return [
         (hit + PRIOR_WEIGHT * guess) / (weight + PRIOR_WEIGHT)
         for hit, weight, guess in zip(hits, seen, prior, strict=True)

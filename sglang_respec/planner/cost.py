@@ -11,8 +11,11 @@ from sglang_respec.planner.profile import Profile
 
 UNKNOWN_PROFILE_ERROR = 0.10  # relative; where a profile held nothing out
 CELL_SHARE = 0.5  # a batch bucket's own error, over the error its configuration has everywhere
-STEP_NOISE = 0.10  # relative scatter of one measured step
+FIRST_NOISE = 0.10  # relative scatter of one measured step, until it is known
+LEAST_NOISE = 0.01
 KNOWN = 0.005**2  # variance at which a correction stays open to slow drift (0.5 %)
+NOISE_RATE = 0.02
+NORMAL_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # standard deviation over mean |x|
 CLIP = 0.25  # a step far off (a prefill in between, a stall) counts as one so far off (log)
 MAX_CORRECTION = math.log(8.0)
 BUCKETS = 24  # of batch sizes, by powers of two
@@ -42,6 +45,7 @@ class CostModel:
         ]
         error = profile.relative_error or UNKNOWN_PROFILE_ERROR
         everywhere = error**2 / (1.0 + CELL_SHARE**2)
+        self._noise = FIRST_NOISE
         self._common, self._common_variance = 0.0, 0.25
         self._own = [0.0] * len(self.configs)
         self._own_variance = [everywhere] * len(self.configs)
@@ -77,7 +81,7 @@ class CostModel:
     def teaches(self, index: int, place: Place, rounds: int) -> float:
         """Relative variance that ``rounds`` measured steps would take away."""
         variance = self._own_variance[index] + self._cell_variance[index][place[4]]
-        after = variance / (1.0 + variance * rounds / STEP_NOISE**2)
+        after = variance / (1.0 + variance * rounds / self._noise**2)
         return max(0.0, variance - max(after, 2.0 * KNOWN))
 
     def record(self, index: int, place: Place, seconds: float) -> None:
@@ -87,10 +91,13 @@ class CostModel:
         surprise = max(-CLIP, min(CLIP, surprise))
         common, own = self._common_variance, self._own_variance[index]
         cell = self._cell_variance[index][bucket]
-        total = common + own + cell + STEP_NOISE**2
+        total = common + own + cell + self._noise**2
         self._common = _bounded(self._common + surprise * common / total)
         self._own[index] = _bounded(self._own[index] + surprise * own / total)
         self._cell[index][bucket] = _bounded(self._cell[index][bucket] + surprise * cell / total)
+        if common <= 2.0 * KNOWN:  # before that, a surprise is the profile's and not the clock's
+            scatter = NORMAL_MEAN_ABSOLUTE * abs(surprise)
+            self._noise = max(LEAST_NOISE, self._noise + NOISE_RATE * (scatter - self._noise))
         self._common_variance = max(KNOWN, common * (1.0 - common / total))
         self._own_variance[index] = max(KNOWN, own * (1.0 - own / total))
         self._cell_variance[index][bucket] = max(KNOWN, cell * (1.0 - cell / total))

@@ -28,7 +28,7 @@ from sglang_respec.planner.cost import CostModel, Place
 from sglang_respec.planner.profile import Profile
 
 PROBE_STRIDE = 4  # whether to probe is asked at every so manieth decision
-PROBE_ROUNDS = 4  # a probe lasts no less, so that it measures a time too
+FIRST_ROUNDS = 4  # the first rounds are plain: what must not be undercut is measured first
 MAX_CONFIGS = 8  # besides PLAIN: what CUDA graphs allow and a decision can look at
 
 
@@ -74,7 +74,7 @@ class Planner:
         self.cost = CostModel(profile, self.configs)
         self.acceptance = Acceptance(self.configs)
         self._index = {config: i for i, config in enumerate(self.configs)}
-        self._chosen: int | None = None  # what runs but for probes
+        self._chosen = 0  # what runs but for probes
         self._running = 0
         self._reason = "first"
         self._decisions = 0
@@ -94,9 +94,11 @@ class Planner:
             self._probe_rounds -= 1
         else:
             self._choose(options, place, stats)
-            self._running = self._chosen or 0
+            self._running = self._chosen
             self._decisions += 1
-            if self._decisions % PROBE_STRIDE == 1:
+            if self._decisions == 1:
+                self._probe_tokens = PROBE_OBSERVATIONS
+            elif self._decisions > FIRST_ROUNDS and self._decisions % PROBE_STRIDE == 1:
                 self._consider_learning(options, place, stats)
         config = self.configs[self._running]
         return Plan(config, self._reason, self._probe_tokens)
@@ -155,10 +157,10 @@ class Planner:
         return _Option(index, estimate.accepted / seconds, seconds, estimate)
 
     def _choose(self, options: list[_Option], place: Place, stats: BatchStats) -> None:
-        best = max(options, key=lambda option: option.rate)
-        if self._chosen is None:
-            self._chosen, self._reason = best.index, "first"
+        if self._decisions < FIRST_ROUNDS:
+            self._chosen, self._reason = 0, "first"
             return
+        best = max(options, key=lambda option: option.rate)
         current = options[self._chosen]
         if best is current:
             self._reason = "best"
@@ -177,8 +179,8 @@ class Planner:
         What it gains: how much better the choice after it is expected to be than the choice now,
         for as many steps as the choice is expected to last.
         """
-        chosen = options[self._chosen or 0]
-        rounds = max(PROBE_ROUNDS, math.ceil(PROBE_OBSERVATIONS / stats.batch_size))
+        chosen = options[self._chosen]
+        rounds = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
         most, probed = 0.0, None
         for option in options:
             if option is not chosen:
@@ -233,7 +235,7 @@ class Planner:
 
     def _still_open(self, options: list[_Option], place: Place) -> bool:
         """Whether the probe that runs may still turn the choice."""
-        option, chosen = options[self._running], options[self._chosen or 0]
+        option, chosen = options[self._running], options[self._chosen]
         return chosen.rate - option.rate < 2.0 * self._difference_error(option, chosen, place)
 
     def _taught(

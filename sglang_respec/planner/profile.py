@@ -256,7 +256,9 @@ def _grid(document: Any, where: str) -> Grid:
         for name in ("widths", "batch_sizes", "context_tokens")
     ]
     cube = fields.get("seconds", list)
-    if not all(isinstance(plane, list) and all(isinstance(r, list) for r in plane) for plane in cube):
+    if not all(
+        isinstance(plane, list) and all(isinstance(r, list) for r in plane) for plane in cube
+    ):
         raise RespecError(f"seconds of {where} must be numbers, three lists deep")
     values = [[_numbers(row, f"seconds of {where}") for row in plane] for plane in cube]
     try:
@@ -280,7 +282,8 @@ def _whole(value: Any, where: str) -> int:
 def _held_out(document: Any) -> HeldOut:
     fields = _Fields(document, "a held-out point")
     numbers = [
-        float(fields.get(name, (int, float))) for name in ("batch_size", "context_tokens", "seconds")
+        float(fields.get(name, (int, float)))
+        for name in ("batch_size", "context_tokens", "seconds")
     ]
     if not all(0.0 < number < math.inf for number in numbers):
         raise RespecError("a held-out point must have positive numbers")

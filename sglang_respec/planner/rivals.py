@@ -39,8 +39,7 @@ class BatchTable:
             self._best[size] = max(
                 self._accepted,
                 key=lambda each: (
-                    self._accepted[each]
-                    / self._profile.round_seconds(each, size, self._context)
+                    self._accepted[each] / self._profile.round_seconds(each, size, self._context)
                 ),
             )
         self._current = self._best[size]

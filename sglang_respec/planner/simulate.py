@@ -120,6 +120,11 @@ class Run:
         """(offset, temperature class) of the running requests: hidden but from the oracle."""
         return Counter(each.key for each in self._batch)
 
+    def first_requests(self) -> Counter[tuple[int, int]]:
+        """The same of the requests that the run begins with."""
+        first = self.trace.requests[: self.trace.max_running]
+        return Counter((each.offset, each.temperature_class) for each in first)
+
     def best(self, stats: BatchStats) -> tuple[SpeculationConfig, float]:
         """The oracle's choice for this batch and its tokens per second."""
         size, context = stats.batch_size, stats.mean_context_tokens

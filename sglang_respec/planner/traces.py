@@ -99,7 +99,7 @@ def _bad_push(rng: random.Random) -> Trace:
 
 
 def _bursts(rng: random.Random) -> Trace:
-    trickle = _rollouts(rng, 80, median=300, temperature_class=LOW)
+    trickle = _rollouts(rng, 40, median=250, temperature_class=LOW)
     spread = [_at(request, max(0, i - 8) / len(trickle)) for i, request in enumerate(trickle)]
     bursts = [
         _at(request, 0.1 + 0.2 * number)

@@ -66,9 +66,7 @@ def _best_first(model: RankModel, config: SpeculationConfig) -> Iterator[Node]:
         if rank < topk:
             row = (model.first if on_first else model.other)[depth - 1]
             order += 1
-            heappush(
-                heap, (-behind * row[rank], order, depth, rank + 1, parent, behind, on_first)
-            )
+            heappush(heap, (-behind * row[rank], order, depth, rank + 1, parent, behind, on_first))
         if expanded:
             row = (model.first if first_ranks else model.other)[depth]
             order += 1

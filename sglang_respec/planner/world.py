@@ -158,9 +158,7 @@ def expected_accepted(
 class Machine:
     """The profile, with the hidden factors by which this machine differs from it."""
 
-    def __init__(
-        self, profile: Profile, configs: Sequence[SpeculationConfig], seed: int
-    ) -> None:
+    def __init__(self, profile: Profile, configs: Sequence[SpeculationConfig], seed: int) -> None:
         self.profile = profile
         self.configs = (PLAIN, *(each for each in configs if not each.is_plain))
         self._model = CostModel(profile, self.configs)
