@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang_respec.core import SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner.contest import (
     BUNDLED,
@@ -64,7 +65,7 @@ def simulate(arguments: Sequence[str]) -> int:
     profiles, traces = options.profile or list(BUNDLED), options.trace or list(TRACES)
     policies = options.policy or policy_names()
     _check(profiles, traces, policies)
-    make_sglang = _sglang_policy if {SGLANG, SGLANG_ZERO} & set(policies) else None
+    make_sglang = sglang_policy if {SGLANG, SGLANG_ZERO} & set(policies) else None
     rows = []
     for row in contest(profiles, traces, policies, range(options.seeds), make_sglang):
         rows.append(row)
@@ -135,10 +136,7 @@ def plot(document: dict[str, Any], path: str) -> None:
         names = _drawn(rows)
         width = 0.8 / len(names)
         for place, name in enumerate(names):
-            shares = [
-                _best_static(row) if name == "best static" else row["policies"][name]["of_oracle"]
-                for row in rows
-            ]
+            shares = [_share(row, name) for row in rows]
             axis.bar(
                 [group + place * width for group in range(len(rows))],
                 [100 * share["median"] for share in shares],
@@ -171,7 +169,10 @@ def _drawn(rows: Sequence[dict[str, Any]]) -> list[str]:
     return names + (["best static"] if len(names) < len(rows[0]["policies"]) else [])
 
 
-def _best_static(row: dict[str, Any]) -> dict[str, float]:
+def _share(row: dict[str, Any], name: str) -> dict[str, float]:
+    if name != "best static":
+        share: dict[str, float] = row["policies"][name]["of_oracle"]
+        return share
     static = [f["of_oracle"] for n, f in row["policies"].items() if n.startswith("always:")]
     return max(static, key=lambda share: share["median"])
 
@@ -188,7 +189,8 @@ def _check(profiles: Sequence[str], traces: Sequence[str], policies: Sequence[st
         load_profile(name)
 
 
-def _sglang_policy(configs: Sequence[Any]) -> Policy:
+def sglang_policy(configs: Sequence[SpeculationConfig]) -> Policy:
+    """SGLang's own policy; the first call imports SGLang, which takes some seconds."""
     from sglang_respec.upstream.adaptive import SglangAdaptive
 
     return SglangAdaptive(configs)

@@ -212,7 +212,8 @@ class Acceptance:
         self.tables = [RankTable(depths, candidates) for _ in TEMPERATURE_CLASSES]
         self.factors = TreeFactors()
         self._index = {config: i for i, config in enumerate(self.configs)}
-        self._raw = [[0.0] * len(self.configs) for _ in self.tables]  # drafts before the factor
+        # [class][config] expected accepted drafts by the averages alone, before a tree's factor
+        self.averages = [[0.0] * len(self.configs) for _ in self.tables]
         self._turn = 0
         self.estimates: list[list[Estimate]] = [
             self._all_estimates(which) for which in range(len(self.tables))
@@ -274,7 +275,7 @@ class Acceptance:
             return
         predicted = sum(
             requests * raw[index]
-            for requests, raw in zip(step.requests_per_class, self._raw, strict=True)
+            for requests, raw in zip(step.requests_per_class, self.averages, strict=True)
         )
         drafts = step.tokens_committed - step.batch_size
         self.factors.add(step.config, drafts, predicted, step.batch_size)
@@ -297,7 +298,7 @@ class Acceptance:
         chances = expected_per_depth(model, config)
         factor, relative_error, rounds = self.factors.of(config)
         drafts = sum(chances)
-        self._raw[which][index] = drafts
+        self.averages[which][index] = drafts
         padding = (0.0,) * (table.depths - config.num_steps)
         return Estimate(
             1.0 + factor * drafts,

@@ -72,7 +72,11 @@ class Grid:
         for name, axis in (
             ("widths", widths), ("batch_sizes", batch_sizes), ("context_tokens", context_tokens),
         ):  # fmt: skip
-            if not axis or list(axis) != sorted(set(axis)) or axis[0] < 0:
+            if (
+                not axis
+                or list(axis) != sorted(set(axis))
+                or not 0.0 <= min(axis) <= max(axis) < 1e9
+            ):
                 raise RespecError(f"{name} must be ascending numbers, got {list(axis)!r}.")
         if (
             len(seconds) != len(widths)

@@ -134,7 +134,7 @@ class Planner:
 
     def _row(self, batch_size: float, last: BatchStats) -> dict[str, Any]:
         place = self.cost.place(batch_size, last.mean_context_tokens)
-        cells = []
+        cells: list[dict[str, Any]] = []
         for index, config in enumerate(self.configs):
             estimate = self.acceptance.of(index, last.requests_per_class)
             step_s = self.cost.seconds(index, place)

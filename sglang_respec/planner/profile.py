@@ -251,10 +251,10 @@ def _key(document: Any) -> ProfileKey:
 
 def _grid(document: Any, where: str) -> Grid:
     fields = _Fields(document, where)
-    axes = [
+    widths, batch_sizes, context_tokens = (
         _numbers(fields.get(name, list), f"{name} of {where}")
         for name in ("widths", "batch_sizes", "context_tokens")
-    ]
+    )
     cube = fields.get("seconds", list)
     if not all(
         isinstance(plane, list) and all(isinstance(r, list) for r in plane) for plane in cube
@@ -262,7 +262,7 @@ def _grid(document: Any, where: str) -> Grid:
         raise RespecError(f"seconds of {where} must be numbers, three lists deep")
     values = [[_numbers(row, f"seconds of {where}") for row in plane] for plane in cube]
     try:
-        return Grid.from_measurements(*axes, values)
+        return Grid.from_measurements(widths, batch_sizes, context_tokens, values)
     except RespecError as error:
         raise RespecError(f"in {where}, {error}") from error
 

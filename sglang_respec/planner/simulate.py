@@ -41,7 +41,7 @@ class Result:
     catch_up_s: float = 0.0
     decide_s: list[float] = field(default_factory=list)
     record_s: list[float] = field(default_factory=list)
-    seconds_of: Counter[SpeculationConfig] = field(default_factory=Counter)
+    seconds_of: dict[SpeculationConfig, float] = field(default_factory=dict)
     part_seconds: list[float] = field(default_factory=lambda: [0.0] * PARTS)
     oracle_s: float = 0.0  # what the oracle would take for the same tokens, batch by batch
     part_plain_s: list[float] = field(default_factory=lambda: [0.0] * PARTS)
@@ -221,7 +221,8 @@ class Run:
         result.switches += plan.config != self._ran and result.steps > 1
         result.probe_steps += plan.reason == "probe"
         result.seconds += seconds + extra_s
-        result.seconds_of[plan.config] += seconds + extra_s
+        before = result.seconds_of.get(plan.config, 0.0)
+        result.seconds_of[plan.config] = before + seconds + extra_s
         self._ran = plan.config
         return seconds + extra_s
 
