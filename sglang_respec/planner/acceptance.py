@@ -139,7 +139,7 @@ class RankTable:
             later = (accepted - h) / (1.0 - h) if h < 1.0 else 0.0
             seen = self._seen[1][depth]
             variance = (1.0 - later) ** 2 * h * (1.0 - h) / (seen[0] + PRIOR_WEIGHT)
-            if later > 0.0:
+            if later > 0.0 and self.candidates > 1:
                 variance += (1.0 - h) ** 2 * later * (1.0 - later) / (seen[1] + PRIOR_WEIGHT)
             slope = tails[depth] / accepted if accepted > 0.0 else 0.0
             errors.append(slope * math.sqrt(variance))

@@ -16,7 +16,7 @@ LEAST_NOISE = 0.01
 KNOWN = 0.005**2  # variance at which a correction stays open to slow drift (0.5 %)
 NOISE_RATE = 0.02
 NORMAL_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # standard deviation over mean |x|
-CLIP = 0.25  # a step far off (a prefill in between, a stall) counts as one so far off (log)
+CLIP = 3.0  # deviations; a step further off (a prefill in between, a stall) counts as these
 MAX_CORRECTION = math.log(8.0)
 BUCKETS = 24  # of batch sizes, by powers of two
 
@@ -87,11 +87,12 @@ class CostModel:
     def record(self, index: int, place: Place, seconds: float) -> None:
         """Learn from one measured step."""
         bucket = place[4]
-        surprise = math.log(seconds / self.seconds(index, place))
-        surprise = max(-CLIP, min(CLIP, surprise))
         common, own = self._common_variance, self._own_variance[index]
         cell = self._cell_variance[index][bucket]
         total = common + own + cell + self._noise**2
+        surprise = math.log(seconds / self.seconds(index, place))
+        clip = CLIP * math.sqrt(total)
+        surprise = max(-clip, min(clip, surprise))
         self._common = _bounded(self._common + surprise * common / total)
         self._own[index] = _bounded(self._own[index] + surprise * own / total)
         self._cell[index][bucket] = _bounded(self._cell[index][bucket] + surprise * cell / total)

@@ -97,6 +97,13 @@ def test_a_probe_in_plain_decoding_moves_every_estimate():
     assert all(new > old + 0.2 for new, old in zip(after[1:], before[1:], strict=True))
 
 
+def test_chains_alone_need_no_second_candidate():
+    acceptance = Acceptance((PLAIN, CHAIN))
+    for probability in (0.45, 0.451, 0.7):
+        acceptance.record(record(CHAIN, batch=1000, ranks=chain_ranks(probability, 1000, 3)))
+    assert 0.0 < estimate(acceptance, CHAIN).error < 0.5
+
+
 def test_drift_is_followed():
     acceptance = trained(0.9)
     ranks = chain_ranks(0.4, 1000, LONG.num_steps)
