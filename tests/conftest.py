@@ -15,6 +15,8 @@ import torch
 
 # The oracle and the cases of the tree kernels, for tests/gpu and tests/contract as well.
 sys.path.append(str(Path(__file__).parent / "kernels"))
+# The small profiles and records of the planner's tests, for tests/property as well.
+sys.path.append(str(Path(__file__).parent / "unit"))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

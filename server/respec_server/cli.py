@@ -18,6 +18,7 @@ commands:
   serve     start a server; every SGLang flag is accepted
   demo      start a server with the bundled models, run a batch, show the figures
   status    ask a running server how it is doing
+  simulate  compare policies on simulated loads, with no model and no GPU
   doctor    check this machine and this installation
   version   print the versions
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve": _serve,
         "demo": _demo,
         "status": _status,
+        "simulate": _simulate,
         "doctor": _doctor,
         "version": _version,
     }
@@ -99,6 +101,12 @@ def _status(arguments: list[str]) -> int:
     from respec_server.status import show_status
 
     return show_status(options.url, api_key=options.api_key, as_json=options.json)
+
+
+def _simulate(arguments: list[str]) -> int:
+    from respec_server.simulate import simulate
+
+    return simulate(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ _ALLOC = "sglang.srt.mem_cache.allocation"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _REGISTRY = "sglang.srt.plugins.hook_registry"
 _FACTORY = "sglang.srt.speculative.draft_utils"
+_ADAPTIVE = "sglang.srt.speculative.adaptive_spec_params"
 _CHOICES = "sglang.srt.arg_groups.choices"
 
 UPSTREAM_NAMES = (
@@ -27,6 +28,30 @@ UPSTREAM_NAMES = (
     ),
     UpstreamName(
         "sglang.srt.speculative.eagle_worker_v2", "EAGLEWorkerV2", None, "the worker we extend"
+    ),
+    UpstreamName(
+        _ADAPTIVE,
+        "AdaptiveSpeculativeParams",
+        None,
+        "SGLang's policy, run beside ours",
+    ),
+    UpstreamName(
+        _ADAPTIVE,
+        "AdaptiveSpeculativeParams.__init__",
+        ("self", "initial_steps", "cfg_path"),
+        "SGLang's policy, run beside ours",
+    ),
+    UpstreamName(
+        _ADAPTIVE,
+        "AdaptiveSpeculativeParams.get_steps_for_batch",
+        ("self", "batch_size"),
+        "its decision",
+    ),
+    UpstreamName(
+        _ADAPTIVE,
+        "AdaptiveSpeculativeParams.on_verify_complete",
+        ("self", "num_correct_drafts_per_req", "batch_size"),
+        "what it learns from",
     ),
     UpstreamName(
         _TREE,

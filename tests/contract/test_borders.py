@@ -17,8 +17,13 @@ PACKAGES = {
     "respec_server": ROOT / "server" / "respec_server",
 }
 UPSTREAM = "sglang_respec.upstream"
-# The plugin enters the hooks; the hook check, a process of its own, asks whether they landed.
-MAY_IMPORT_UPSTREAM = {"sglang_respec.plugin", "respec_server.hook_check"}
+# The plugin enters the hooks; the hook check, a process of its own, asks whether they landed; the
+# simulator, when asked to, runs SGLang's own policy beside ours.
+MAY_IMPORT_UPSTREAM = {
+    "sglang_respec.plugin",
+    "respec_server.hook_check",
+    "respec_server.simulate",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -57,7 +62,7 @@ def forbidden(module: str, imported: str) -> str | None:
     if within(imported, "sglang") and not in_upstream:
         return "only sglang_respec/upstream imports SGLang"
     if within(imported, UPSTREAM) and not in_upstream and module not in MAY_IMPORT_UPSTREAM:
-        return "only the plugin and the hook check import upstream"
+        return "only the plugin, the hook check and the simulator import upstream"
     if within(module, "respec_kernels") and (
         within(imported, "sglang_respec") or within(imported, "respec_server")
     ):

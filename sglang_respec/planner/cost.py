@@ -1,0 +1,115 @@
+"""Step time of each configuration at any batch: the profile's, corrected by what is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sglang_respec.core import SpeculationConfig
+from sglang_respec.planner.grid import lerp, locate
+from sglang_respec.planner.profile import Profile
+
+UNKNOWN_PROFILE_ERROR = 0.10  # relative; where a profile held nothing out
+CELL_SHARE = 0.5  # a batch bucket's own error, over the error its configuration has everywhere
+FIRST_NOISE = 0.10  # relative scatter of one measured step, until it is known
+LEAST_NOISE = 0.01
+KNOWN = 0.005**2  # variance at which a correction stays open to slow drift (0.5 %)
+NOISE_RATE = 0.02
+NORMAL_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # standard deviation over mean |x|
+CLIP = 3.0  # deviations; a step further off (a prefill in between, a stall) counts as these
+MAX_CORRECTION = math.log(8.0)
+BUCKETS = 24  # of batch sizes, by powers of two
+
+Place = tuple[int, float, int, float, int]  # cell and weights on both axes; bucket
+
+
+class CostModel:
+    """t(config, batch size, context), in seconds.
+
+    The profile is laid out once on the union of all knots, where its piecewise linear functions
+    are reproduced exactly; a look-up is then four multiplications. The correction of a step time
+    is a product: one factor for all configurations (which changes no choice), one for the
+    configuration, one for its batch bucket. Each is a log with a variance; a measured step is
+    shared between them by their variances, as in a Kalman filter without covariances.
+    """
+
+    def __init__(self, profile: Profile, configs: Sequence[SpeculationConfig]) -> None:
+        self.profile = profile
+        self.configs = tuple(configs)
+        grids = [*profile.stages.values(), *profile.rounds.values()]
+        self.batch_sizes = tuple(sorted({b for grid in grids for b in grid.batch_sizes}))
+        self.contexts = tuple(sorted({c for grid in grids for c in grid.context_tokens}))
+        self._seconds = [
+            [[profile.round_seconds(config, b, c) for c in self.contexts] for b in self.batch_sizes]
+            for config in self.configs
+        ]
+        error = profile.relative_error or UNKNOWN_PROFILE_ERROR
+        everywhere = error**2 / (1.0 + CELL_SHARE**2)
+        self._noise = FIRST_NOISE
+        self._common, self._common_variance = 0.0, 0.25
+        self._own = [0.0] * len(self.configs)
+        self._own_variance = [everywhere] * len(self.configs)
+        self._cell = [[0.0] * BUCKETS for _ in self.configs]
+        self._cell_variance = [[everywhere * CELL_SHARE**2] * BUCKETS for _ in self.configs]
+        self._factor = [[1.0] * BUCKETS for _ in self.configs]
+
+    def place(self, batch_size: float, context_tokens: float) -> Place:
+        """Where a batch lies on the grid; found once per decision, used for every config."""
+        i, w = locate(self.batch_sizes, batch_size)
+        j, u = locate(self.contexts, context_tokens)
+        return i, w, j, u, min(int(batch_size).bit_length(), BUCKETS - 1)
+
+    def profiled(self, index: int, place: Place) -> float:
+        """Seconds by the profile alone."""
+        i, w, j, u, _ = place
+        rows = self._seconds[index]
+        low = lerp(rows[i], j, u)
+        return low if w == 0.0 else low + w * (lerp(rows[i + 1], j, u) - low)
+
+    def relative(self, index: int, place: Place) -> float:
+        """Seconds, but for the factor that all configurations share."""
+        return self.profiled(index, place) * self._factor[index][place[4]]
+
+    def seconds(self, index: int, place: Place) -> float:
+        """Seconds of one round of ``configs[index]``, corrected."""
+        return self.relative(index, place) * math.exp(self._common)
+
+    def relative_error(self, index: int, place: Place) -> float:
+        """Relative standard error of :meth:`relative`."""
+        return math.sqrt(self._own_variance[index] + self._cell_variance[index][place[4]])
+
+    def teaches(self, index: int, place: Place, rounds: int) -> float:
+        """Relative variance that ``rounds`` measured steps would take away."""
+        variance = self._own_variance[index] + self._cell_variance[index][place[4]]
+        after = variance / (1.0 + variance * rounds / self._noise**2)
+        return max(0.0, variance - max(after, 2.0 * KNOWN))
+
+    def record(self, index: int, place: Place, seconds: float) -> None:
+        """Learn from one measured step."""
+        bucket = place[4]
+        common, own = self._common_variance, self._own_variance[index]
+        cell = self._cell_variance[index][bucket]
+        total = common + own + cell + self._noise**2
+        surprise = math.log(seconds / self.seconds(index, place))
+        clip = CLIP * math.sqrt(total)
+        surprise = max(-clip, min(clip, surprise))
+        self._common = _bounded(self._common + surprise * common / total)
+        self._own[index] = _bounded(self._own[index] + surprise * own / total)
+        self._cell[index][bucket] = _bounded(self._cell[index][bucket] + surprise * cell / total)
+        if common <= 2.0 * KNOWN:  # before that, a surprise is the profile's and not the clock's
+            scatter = NORMAL_MEAN_ABSOLUTE * abs(surprise)
+            self._noise = max(LEAST_NOISE, self._noise + NOISE_RATE * (scatter - self._noise))
+        self._common_variance = max(KNOWN, common * (1.0 - common / total))
+        self._own_variance[index] = max(KNOWN, own * (1.0 - own / total))
+        self._cell_variance[index][bucket] = max(KNOWN, cell * (1.0 - cell / total))
+        for each, _ in enumerate(self._factor[index]):
+            self._factor[index][each] = math.exp(self._own[index] + self._cell[index][each])
+
+    def extend_seconds(self, tokens: float, batch_size: float, context_tokens: float) -> float:
+        """Seconds of one draft-extend over ``tokens`` of the whole batch."""
+        seconds = self.profile.extend_seconds(tokens, batch_size, context_tokens)
+        return seconds * math.exp(self._common)
+
+
+def _bounded(log: float) -> float:
+    return max(-MAX_CORRECTION, min(MAX_CORRECTION, log))
