@@ -15,6 +15,8 @@ import torch
 
 # The oracle and the cases of the tree kernels, for tests/gpu and tests/contract as well.
 sys.path.append(str(Path(__file__).parent / "kernels"))
+# A drafter of a few numbers, for tests of drafter swaps that need no SGLang.
+sys.path.append(str(Path(__file__).parent / "toys"))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

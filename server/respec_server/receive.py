@@ -169,16 +169,15 @@ def _open_inside(source: Path, root: Path) -> IO[bytes]:
         if isinstance(error, Refusal):
             raise
         raise outside from error
-    file = os.fdopen(descriptor, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _still_inside(file, real_root):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_inside(descriptor, real_root):
+        os.close(descriptor)
         raise outside
-    return file
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _still_inside(file: IO[bytes], real_root: Path) -> bool:
-    """Whether a folder on the way was not swapped for a link while we looked (Linux)."""
-    link = Path(f"/proc/self/fd/{file.fileno()}")
+def _is_inside(descriptor: int, real_root: Path) -> bool:
+    """Whether no folder on the way was swapped for a link while we looked (Linux)."""
+    link = Path(f"/proc/self/fd/{descriptor}")
     return not link.exists() or link.readlink().is_relative_to(real_root)
 
 

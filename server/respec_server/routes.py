@@ -45,6 +45,20 @@ REFUSALS = {
     503: "Staging failed",
     507: "No room",
 }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema with its references filled in: OpenAPI looks for them elsewhere."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {k: _inlined(v, definitions) for k, v in schema.items() if k != "$defs"}
+
+
+_SOURCE = Source.model_json_schema()
 PUSH_BODY = {
     "requestBody": {
         "required": True,
@@ -52,7 +66,7 @@ PUSH_BODY = {
         "that names a file of the server's or a process group.",
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {"schema": {"$ref": "#/components/schemas/Source"}},
+            "application/json": {"schema": _inlined(_SOURCE, _SOURCE["$defs"])},
         },
     }
 }

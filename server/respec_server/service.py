@@ -89,7 +89,7 @@ class DrafterService:
                 return await self._file(push, received, sha256)
 
     async def push_path(self, path: str, options: PushOptions, *, sha256: str | None) -> PushAnswer:
-        """A safetensors file under `--respec-drafter-dir`, or a folder with one in it."""
+        """A safetensors file under `--respec-drafter-dir`."""
         if self._root is None:
             raise Refusal(
                 403,
@@ -180,9 +180,10 @@ class DrafterService:
                 f"The content's sha256 is {file.sha256} and Content-SHA256 says {sha256.lower()}; "
                 "send it again.",
             )
-        await self._refuse_conflicts(push)
-        if await self._already_serves(push):
+        state = await self._call("state")
+        if _serving(state)["sha256"] == push.sha256:
             return await self._answer(push, "already_serving")
+        _refuse_conflicts(push, state)
         started = time.monotonic()
         fit = await asyncio.to_thread(_check, file.path, await self.schema())
         push.phases.check_ms = (time.monotonic() - started) * 1e3
@@ -190,27 +191,6 @@ class DrafterService:
         if push.options.dry_run:
             return await self._answer(push, "valid")
         return await self._swap(push, "stage", take=list(fit.take), path=str(file.path))
-
-    async def _refuse_conflicts(self, push: _Push) -> None:
-        state = await self._call("state")
-        if push.options.base_version not in (None, state["serving"]):
-            raise _conflict(state["serving"])
-        worse = next(
-            (v["number"] for v in state["versions"]
-             if v["sha256"] == push.sha256 and v["verdict"] == "worse"), None
-        )  # fmt: skip
-        if worse is not None and push.options.guard == "on":
-            raise Refusal(
-                409,
-                "rolled_back",
-                f"These weights served as version {worse} and the guard found them worse; give "
-                "guard=off to serve them anyway.",
-            )
-
-    async def _already_serves(self, push: _Push) -> bool:
-        state = await self._call("state")
-        serving = next(each for each in state["versions"] if each["serving"])
-        return bool(serving["sha256"] == push.sha256)
 
     async def _swap(self, push: _Push, operation: str, **arguments: Any) -> PushAnswer:
         options = push.options
@@ -347,6 +327,27 @@ def _fitting(result: Any) -> Match:
     if isinstance(result, Match):
         return result
     raise wrong_tensors(result)
+
+
+def _serving(state: dict[str, Any]) -> dict[str, Any]:
+    return next(each for each in state["versions"] if each["serving"])
+
+
+def _refuse_conflicts(push: _Push, state: dict[str, Any]) -> None:
+    """What is known to be in vain before the file is checked; the commit asks once more."""
+    if push.options.base_version not in (None, state["serving"]):
+        raise _conflict(state["serving"])
+    worse = [
+        each["number"] for each in state["versions"]
+        if each["sha256"] == push.sha256 and each["verdict"] == "worse"
+    ]  # fmt: skip
+    if worse and push.options.guard == "on":
+        raise Refusal(
+            409,
+            "rolled_back",
+            f"These weights served as version {worse[0]} and the guard found them worse; give "
+            "guard=off to serve them anyway.",
+        )
 
 
 def _conflict(serving: int) -> Refusal:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -77,6 +77,17 @@ def receive(
         tensor = torch.empty(shape, dtype=TORCH_TYPES[dtype], device=where)
         group.broadcast(tensor, 0).wait(timedelta(seconds=place.timeout_s))
         yield name, tensor
+
+
+def send(place: GroupAddress, tensors: Iterable[Tensor]) -> None:
+    """The trainer's side: open the group as rank 0 and broadcast these, in the pushed order.
+
+    Blocks until every rank of the server has joined, which they do while its answer to the push is
+    awaited in another thread.
+    """
+    group = join(place, 0, store_is_here=True)
+    for tensor in tensors:
+        group.broadcast(tensor.detach().contiguous(), 0).wait(timedelta(seconds=place.timeout_s))
 
 
 def _is_host(text: str) -> bool:

@@ -162,10 +162,10 @@ class DrafterSwap:
         if READINESS[least] == "failed" or staging is None or staging.staged is None:
             return {"status": "failed", "error": complaint}
         serving = self.serving
-        if request.base_version not in (None, serving.number):
-            return {"status": "conflict", "serving": serving.number}
         if request.sha256 and request.sha256 == serving.sha256:
             return {"status": "same", "version": serving.number}
+        if request.base_version not in (None, serving.number):
+            return {"status": "conflict", "serving": serving.number}
         started = time.perf_counter()
         before_write()
         with stream or nullcontext():
