@@ -11,6 +11,7 @@ serves these weights already says so, and so a lost answer is asked for again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -151,8 +152,14 @@ class DrafterClient:
         ]  # fmt: skip
         group = {"address": address, "port": port, "world_size": 1 + ranks, "name": name,
                  "backend": backend, "timeout_s": timeout_s, "tensors": declared}  # fmt: skip
+
+        def broadcast() -> None:
+            # When this fails, so does the push, and the server's answer says why.
+            with contextlib.suppress(RuntimeError):
+                send(place, tensors.values())
+
         # A daemon: a server that refuses the push never joins, and then nobody waits for this.
-        threading.Thread(target=send, args=(place, list(tensors.values())), daemon=True).start()
+        threading.Thread(target=broadcast, daemon=True).start()
         url = self.urls[0]
         params = {"version": options.get("label", ""), "wait": "true"}
         report = _run(

@@ -22,6 +22,9 @@ DRAFTER_NAMES = (
     UpstreamName(_SCHEDULER, "Scheduler.collect_inflight_reqs", ("self",), "marks version spans"),
     UpstreamName(_SCHEDULER, "Scheduler.chunked_req", None, "marks version spans"),
     UpstreamName(_SCHEDULER, "Scheduler.forward_stream_ctx", None, "commits run on it"),
+    UpstreamName(
+        "sglang.srt.managers.schedule_batch", "Req.finished_len", None, "ends version spans"
+    ),
     UpstreamName("sglang.utils", "TypeBasedDispatcher._mapping", None, "takes our operations"),
     UpstreamName(_CONTROL, "TokenizerControlMixin.init_communicators", ("self",), "ours follow"),
     UpstreamName(_MANAGER, "TokenizerManager._dispatch_to_scheduler", ("self", "obj"), "sends"),

@@ -41,7 +41,7 @@ class RespecOutputStreamer(SchedulerOutputStreamer):
         if not request.finished():
             return []
         spans = compute_weight_version_spans(
-            getattr(request, EVENTS, []), str(self.drafter_version), len(request.output_ids)
+            getattr(request, EVENTS, []), str(self.drafter_version), request.finished_len
         )
         return [{"version": int(s.version), "start": s.start, "end": s.end} for s in spans]
 
