@@ -49,7 +49,9 @@ DRAFTER_HOOKS = (
     ),
     Hook(
         name="drafter-spans-whole",
-        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        target=(
+            "sglang.srt.managers.tokenizer_manager.TokenizerManager._accumulate_request_meta_info"
+        ),
         kind="around",
         replacement=f"{HERE}.drafter_spans:put_spans",
         symptom="an incremental stream loses the spans",

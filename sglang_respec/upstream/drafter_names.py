@@ -32,8 +32,8 @@ DRAFTER_NAMES = (
     UpstreamName(_MANAGER, "TokenizerManager.config_value", ("self", "name"), "admin_api_key"),
     UpstreamName(
         _MANAGER,
-        "TokenizerManager.update_request_meta_info",
-        ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+        "TokenizerManager._accumulate_request_meta_info",
+        ("meta_info", "state", "key", "values"),
         "version spans are put in whole",
     ),
     UpstreamName(

@@ -48,20 +48,17 @@ class RespecOutputStreamer(SchedulerOutputStreamer):
 
 def put_spans(
     original: Callable[..., None],
-    manager: Any,
     meta_info: dict[str, Any],
     state: Any,
-    customized_info: dict[str, list[Any]],
-    index: int,
-    finish_reason: Any,
+    key: str,
+    values: list[Any],
 ) -> None:
     """Puts a finished request's spans into its meta_info as they are.
 
-    SGLang would cut them as it cuts what it has per token, at the offset of the stream.
+    SGLang adds each of a plugin's lists up, and cuts it at the offset of an incremental stream, as
+    what it has per token.
     """
-    spans = customized_info.get(KEY)
-    if spans is not None:
-        customized_info = {k: each for k, each in customized_info.items() if k != KEY}
-        if spans[index]:
-            meta_info[KEY] = spans[index]
-    original(manager, meta_info, state, customized_info, index, finish_reason)
+    if key != KEY:
+        original(meta_info, state, key, values)
+    elif values:
+        meta_info[KEY] = values
