@@ -53,7 +53,7 @@ class Seen:
     """What load and probes saw."""
 
     batches: list[Batch] = field(default_factory=list)
-    probe_s: list[float] = field(default_factory=list)
+    probe_s: dict[str, list[float]] = field(default_factory=lambda: {each: [] for each in PROBES})
     failed_probes: list[str] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ def under_load(
             for path in PROBES:
                 started = time.perf_counter()
                 answer = httpx.get(url + path, timeout=30, trust_env=False)
-                seen.probe_s.append(time.perf_counter() - started)
+                seen.probe_s[path].append(time.perf_counter() - started)
                 if answer.status_code != 200:
                     seen.failed_probes.append(f"{path} {answer.status_code}")
 
