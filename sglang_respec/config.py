@@ -105,6 +105,44 @@ class RespecConfig:
         "on a CPU, start SGLang's processes as forks, which inherit its imports, where that is "
         "safe; false spawns them as SGLang does",
     )
+    drafter_dir: str = _knob(
+        "",
+        "folder under which POST /update_drafter may be given a path; empty refuses paths",
+    )
+    drafter_spool_dir: str = _knob(
+        "",
+        "folder where pushed files lie until they are staged; empty takes the system's",
+    )
+    drafter_versions: int = _knob(
+        3,
+        "sets of drafter weights kept in host memory, the serving one among them, to roll back to",
+        minimum=2,
+    )
+    drafter_guard_verifies: int = _knob(
+        2048,
+        "verifies of single requests over which a pushed drafter is compared with the one before; "
+        "0 switches the guard off",
+        unit="verifies",
+        minimum=0,
+    )
+    drafter_guard_ratio: float = _knob(
+        0.7,
+        "a pushed drafter that gets fewer accepted drafts per verify than this part of the one "
+        "before is rolled back",
+        minimum=0,
+    )
+    drafter_stall_s: int = _knob(
+        30,
+        "a sender that sends nothing for so long is answered 408",
+        unit="seconds",
+        minimum=1,
+    )
+    drafter_push_s: int = _knob(
+        600,
+        "the longest that receiving, staging, or waiting for another push may take",
+        unit="seconds",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         for knob in knobs():

@@ -17,6 +17,8 @@ import torch
 sys.path.append(str(Path(__file__).parent / "kernels"))
 # The small profiles and records of the planner's tests, for tests/property as well.
 sys.path.append(str(Path(__file__).parent / "unit"))
+# A drafter of a few numbers, for tests of drafter swaps that need no SGLang.
+sys.path.append(str(Path(__file__).parent / "toys"))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ commands:
   demo      start a server with the bundled models, run a batch, show the figures
   status    ask a running server how it is doing
   simulate  compare policies on simulated loads, with no model and no GPU
+  push      send new drafter weights to running servers
   doctor    check this machine and this installation
   version   print the versions
 
@@ -27,6 +29,7 @@ examples:
   respec serve --demo
   respec serve --model-path MODEL --drafter-path DRAFTER --tp-size 2
   respec status --url http://127.0.0.1:30000
+  respec push drafter/model.safetensors --url http://127.0.0.1:30000
 
 `respec <command> --help` tells more.
 """
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "status": _status,
         "simulate": _simulate,
+        "push": _push,
         "doctor": _doctor,
         "version": _version,
     }
@@ -107,6 +111,42 @@ def _simulate(arguments: list[str]) -> int:
     from respec_server.simulate import simulate
 
     return simulate(arguments)
+
+
+def _push(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="respec push",
+        description="Send new drafter weights to running servers. Each swaps them between two "
+        "decode steps, or refuses and stays as it was. Exit code 1 if any refused.",
+    )
+    parser.add_argument("weights", nargs="?", help="a safetensors file, or a folder with one")
+    parser.add_argument(
+        "--url", action="append", help="a server; repeat for more (http://127.0.0.1:30000)"
+    )
+    parser.add_argument(
+        "--admin-key", default=os.environ.get("RESPEC_ADMIN_KEY"),
+        help="the servers' --admin-api-key (default: the variable RESPEC_ADMIN_KEY)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server-path", help="instead of sending: a file under the servers' --respec-drafter-dir"
+    )
+    parser.add_argument("--label", default="", help="your name for these weights")
+    parser.add_argument("--base-version", type=int, help="only while this version serves")
+    parser.add_argument("--dry-run", action="store_true", help="check, change nothing")
+    parser.add_argument("--no-guard", action="store_true", help="do not roll back if it is worse")
+    options = parser.parse_args(arguments)
+    from respec_server.push import run_push
+
+    return run_push(
+        options.weights,
+        options.url or ["http://127.0.0.1:30000"],
+        admin_key=options.admin_key,
+        server_path=options.server_path,
+        label=options.label,
+        base_version=options.base_version,
+        dry_run=options.dry_run,
+        guard=not options.no_guard,
+    )
 
 
 def _doctor(arguments: list[str]) -> int:

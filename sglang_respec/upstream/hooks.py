@@ -7,6 +7,7 @@ apply there always, since stock SGLang could not serve at all without them.
 
 from typing import Any
 
+from sglang_respec.upstream.drafter_hooks import DRAFTER_HOOKS
 from sglang_respec.upstream.hook_table import Hook
 from sglang_respec.upstream.portable.hooks import PORTABLE_HOOKS
 from sglang_respec.upstream.sampling.hooks import SAMPLING_HOOKS
@@ -69,6 +70,7 @@ RESPEC_HOOKS = (
         remove_when="SGLang validates drafter against target when it parses its arguments",
     ),
     *SAMPLING_HOOKS,
+    *DRAFTER_HOOKS,
     *TREE_HOOKS,
 )
 

@@ -5,12 +5,13 @@ from typing import Any
 
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 
+from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.sampling.request_table import request_table
 
 logger = logging.getLogger(__name__)
 
 
-class RespecWorker(EAGLEWorkerV2):
+class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     """Takes the place of `EAGLEWorkerV2` for `--speculative-algorithm EAGLE3`.
 
     The round is SGLang's: draft, verify, draft-extend. Drafting ranks by the target's noise
