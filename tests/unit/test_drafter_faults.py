@@ -65,8 +65,9 @@ def test_a_sender_that_dies(server):
     content = make_file(1.0)
     connection = server.raw(f"{HEAD}Content-Length: {len(content)}\n\n", content[:100])
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    before = server.counted("sender_left")
     connection.close()
-    wait_until(lambda: not server.get("/drafter").json()["pushing"])
+    wait_until(lambda: server.counted("sender_left") == before + 1)
     unharmed(server)
 
 
