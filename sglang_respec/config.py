@@ -43,7 +43,8 @@ class Knob:
 
     def check(self, value: Any) -> Any:
         """Return ``value``, or say what a right value looks like."""
-        if not isinstance(value, self.type) or (self.type is not bool and isinstance(value, bool)):
+        kinds = (int, float) if self.type is float else self.type
+        if not isinstance(value, kinds) or (self.type is not bool and isinstance(value, bool)):
             raise RespecError(
                 f"{self.name} must be {_article(self.type)}, got {value!r}; "
                 f"the default is {self.default!r}."
@@ -52,7 +53,7 @@ class Knob:
             raise RespecError(
                 f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}."
             )
-        if self.minimum is not None and value < self.minimum:
+        if self.minimum is not None and not value >= self.minimum:  # no number is not enough
             raise RespecError(f"{self.name} must be {self.minimum} or more, got {value!r}.")
         return value
 

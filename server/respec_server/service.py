@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from starlette.requests import ClientDisconnect
+
 from respec_server.push_metrics import PushMetrics
 from respec_server.receive import Received, Spool, receive_body, receive_copy, too_large
 from respec_server.refusal import Refusal, wrong_tensors
@@ -156,6 +158,9 @@ class DrafterService:
                 yield push
             finally:
                 self._lock.release()
+        except ClientDisconnect:
+            self._count("sender_left")
+            raise
         except Refusal as refusal:
             if counted:
                 self._count(refusal.code)

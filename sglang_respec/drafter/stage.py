@@ -64,9 +64,9 @@ class LiveDrafter:
     def write(self, weights: Weights) -> None:
         """Overwrite the serving drafter in place: addresses, and so CUDA graphs, stay valid."""
         for name, parameter in self.own.items():
-            parameter.data.copy_(weights.parameters[name], non_blocking=True)
+            _overwrite(parameter.data, weights.parameters[name])
         if self.token_map is not None and weights.token_map is not None:
-            self.token_map.copy_(weights.token_map, non_blocking=True)
+            _overwrite(self.token_map, weights.token_map)
 
 
 def own_parameters(drafter: nn.Module, target: nn.Module) -> dict[str, nn.Parameter]:
@@ -135,6 +135,13 @@ def _twin(parameter: nn.Parameter) -> nn.Parameter:
     twin = torch.Tensor._make_subclass(type(parameter), data, False)
     twin.__dict__.update(parameter.__dict__)
     return twin
+
+
+def _overwrite(live: Tensor, shadow: Tensor) -> None:
+    live.copy_(shadow, non_blocking=True)
+    if shadow.is_cuda:
+        # It was made on the staging stream and is let go of at once: not before this copy is done.
+        shadow.record_stream(torch.cuda.current_stream(shadow.device))
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:

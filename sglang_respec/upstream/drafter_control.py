@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_WEIGHTS
 from sglang.srt.runtime_context import get_observability, get_parallel
 
 from sglang_respec.config import load_config
@@ -132,6 +133,7 @@ class DrafterControl:
         tensors: list[list[Any]] | None = None,
     ) -> dict[str, Any]:
         """Start to stage a file, or what a trainer is about to broadcast."""
+        self._refuse_offloaded()
         live = self._swap.live
         if group is None:
 
@@ -155,6 +157,7 @@ class DrafterControl:
         return {"status": "staging"}
 
     def _on_restore(self, push: str, number: int) -> dict[str, Any]:
+        self._refuse_offloaded()
         self._swap.begin_restore(push, number)
         return {"status": "staging"}
 
@@ -164,6 +167,7 @@ class DrafterControl:
 
     def _on_commit(self, guard: list[Any] | None = None, **fields: Any) -> dict[str, Any]:
         request = Commit(**fields, guard=GuardPolicy(*guard) if guard else None)
+        self._refuse_offloaded()
         swap, scheduler = self._swap, self._scheduler
         old = swap.serving.number
         # With overlap the last step may still run on this stream; the copies come after it and
@@ -179,6 +183,13 @@ class DrafterControl:
             logger.info("respec: drafter version %d serves (%s).", answer["version"],
                         request.label or request.origin)  # fmt: skip
         return answer
+
+    def _refuse_offloaded(self) -> None:
+        """Between release and resume of the weights their memory is not there to be written."""
+        if GPU_MEMORY_TYPE_WEIGHTS in self._scheduler.weight_updater.offload_tags:
+            raise RespecError(
+                "The server's weights are released; push after /resume_memory_occupation."
+            )
 
 
 def _vote(readiness: int, complaint: str) -> tuple[int, str]:

@@ -77,6 +77,13 @@ DRAFTER_NAMES = (
         ("self", "selector"),
         "wrapped: policy pushes go to the target",
     ),
+    UpstreamName(
+        _UPDATER,
+        "SchedulerWeightUpdaterManager.offload_tags",
+        None,
+        "no swap while the weights are released",
+    ),
+    UpstreamName("sglang.srt.constants", "GPU_MEMORY_TYPE_WEIGHTS", None, "as offload_tags"),
     *(
         UpstreamName(
             _UPDATER,

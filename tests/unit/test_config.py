@@ -54,6 +54,9 @@ def test_unknown_name(name, close):
         ({"portable_threads": "4"}, "an integer"),
         ({"portable_kv_tokens": 0}, "1 or more"),
         ({"portable_kv_tokens": 1.5}, "an integer"),
+        ({"drafter_guard_ratio": "much"}, "a number"),
+        ({"drafter_guard_ratio": True}, "a number"),
+        ({"drafter_guard_ratio": float("nan")}, "0 or more"),
     ],
 )
 def test_wrong_values(values, match):
@@ -109,6 +112,10 @@ def test_values_from_text():
     assert settings.find_knob("kernels").from_text("triton") == "triton"
     with pytest.raises(RespecError, match="an integer, got 'many'"):
         settings.find_knob("portable_threads").from_text("many")
+
+
+def test_a_whole_number_is_a_number():
+    assert RespecConfig().replace(drafter_guard_ratio=1).drafter_guard_ratio == 1
 
 
 def test_replace_checks_too():
