@@ -12,6 +12,7 @@ from sglang.srt.layers.moe.utils import (
     speculative_moe_backend_context,
 )
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_tp_context
 
@@ -57,7 +58,7 @@ class RespecWorker(EAGLEWorkerV2):
 
     def _make_tap(self) -> HiddenTap:
         runner = self.target_worker.model_runner
-        width = len(runner.model.model.layers_to_capture) * runner.model_config.hidden_size
+        width = get_draft_input_from_target_hidden_dim(self.draft_worker.draft_runner)
         rows = self.req_to_token_pool.req_to_token.shape[0]
         tap = HiddenTap(rows, self.config.tap_window, width, runner.dtype, self.device)
         logger.info(
