@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_respec.errors import RespecError, did_you_mean
+from sglang_respec.policies import check_policy, parse_configs
 
 CONFIG_ENV = "SGLANG_RESPEC_CONFIG"
 SWITCH_ENV = "SGLANG_RESPEC"
@@ -143,6 +144,8 @@ class RespecConfig:
     def __post_init__(self) -> None:
         for knob in knobs():
             knob.check(getattr(self, knob.name))
+        check_policy(self.policy)
+        parse_configs(self.configs)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RespecConfig:

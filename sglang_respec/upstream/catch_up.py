@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_respec.upstream.tap import HiddenTap, last_positions
+from sglang_respec.upstream.tap import HiddenTap, Ints, last_positions
 
 # What `renorm_draft_probs` and a ranking of drafts may read of each request.
 SAMPLING_FIELDS = ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
@@ -23,8 +23,8 @@ def catch_up(
     extend: Any,  # EagleDraftWorker._draft_extend_for_prefill
     tap: HiddenTap,
     batch: Any,  # ScheduleBatch of which `rows` are behind
-    rows: np.ndarray,  # [b] i64 in the batch
-    ends: np.ndarray,  # [b] i64, committed lengths at which the gaps end
+    rows: Ints,  # [b] i64 in the batch
+    ends: Ints,  # [b] i64, committed lengths at which the gaps end
 ) -> Any:
     """Returns SGLang's `EagleDraftInput` of these rows; the tap counts them as warm."""
     slots = batch.req_pool_indices_cpu.numpy()[rows]
@@ -41,10 +41,10 @@ def catch_up(
 
 def _gap_batch(
     batch: Any,
-    rows: np.ndarray,
-    slots: np.ndarray,
-    ends: np.ndarray,
-    lens: np.ndarray,
+    rows: Ints,
+    slots: Ints,
+    ends: Ints,
+    lens: Ints,
     input_ids: torch.Tensor,
 ) -> Any:
     """A prefill batch over the gaps; `batch` and what hangs on it stay as they are."""

@@ -11,8 +11,9 @@ from sglang.srt.speculative.eagle_utils import (
 )
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 
+from sglang_respec.draft_ranks import count_tree_ranks
 from sglang_respec.upstream.catch_up import catch_up
-from sglang_respec.upstream.tap import HiddenTap
+from sglang_respec.upstream.tap import HiddenTap, Ints
 
 
 class RespecDraftWorker(EagleDraftWorker):
@@ -24,6 +25,7 @@ class RespecDraftWorker(EagleDraftWorker):
         widest: as many candidates travel from one step to the next, whatever shape each has.
     """
 
+    topk: int
     tap: HiddenTap | None = None
     put_off = False
 
@@ -39,9 +41,22 @@ class RespecDraftWorker(EagleDraftWorker):
             if self.topk < widest:
                 candidates.topk_p = candidates.topk_p[:, : self.topk]
                 candidates.topk_index = candidates.topk_index[:, : self.topk]
-            return super().draft(batch, with_topology=with_topology)
+            drafted = super().draft(batch, with_topology=True)
         finally:
             self.topk = widest
+        verify_input, self._parents, self._picks = drafted
+        return drafted if with_topology else verify_input
+
+    def count_ranks(self, result: Any, classes: Ints) -> torch.Tensor:
+        """Where the target's tokens stood in the tree drafted last; see `count_tree_ranks`."""
+        return count_tree_ranks(
+            self._picks,
+            self._parents,
+            result.accept_index,
+            result.accept_lens,
+            torch.from_numpy(classes).to(self._picks.device, non_blocking=True),
+            self.draft_topk,
+        )
 
     def _draft_extend_for_prefill(
         self,
@@ -83,7 +98,7 @@ class RespecDraftWorker(EagleDraftWorker):
         if rows.size:
             self.catch_up(batch, rows, np.array(batch.prefix_lens)[rows])
 
-    def catch_up(self, batch: Any, rows: np.ndarray, ends: np.ndarray) -> EagleDraftInput:
+    def catch_up(self, batch: Any, rows: Ints, ends: Ints) -> EagleDraftInput:
         """Runs the drafter over the gaps of these rows; see `catch_up`."""
         assert self.tap is not None
         return catch_up(super()._draft_extend_for_prefill, self.tap, batch, rows, ends)

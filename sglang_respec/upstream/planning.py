@@ -5,11 +5,24 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sglang_respec.core import PLAIN, BatchStats, Plan, Policy, StepRecord
+import numpy as np
+import torch
+
+from sglang_respec.core import (
+    TEMPERATURE_CLASSES,
+    BatchStats,
+    Plan,
+    RankCounts,
+    StepRecord,
+    temperature_class,
+)
+from sglang_respec.draft_ranks import chain_ranks, tree_ranks
+from sglang_respec.policies import Policy
+from sglang_respec.upstream.tap import Ints
 
 
 @dataclass
@@ -18,10 +31,11 @@ class _Launched:
 
     stats: BatchStats
     plan: Plan
-    started: float
-    follows_step: bool  # nothing but this worker's steps ran since the step before it
+    classes: Ints  # [B] temperature class of each request
+    follows_step: bool  # nothing but decode steps ran since the step before it
+    tree_counts: torch.Tensor | None = None  # see `count_tree_ranks`; on its way to the host
     catch_up_tokens: int = 0
-    catch_up_seconds: float = 0.0
+    catch_up_seconds: float = 0.0  # of the host
 
 
 class Planning:
@@ -30,73 +44,101 @@ class Planning:
     Results reach the host in the order of their steps, one step late if scheduling overlaps.
     """
 
-    def __init__(self, policy: Policy, step_log: str = "") -> None:
+    def __init__(self, policy: Policy, request_slots: int, step_log: str = "") -> None:
         self._policy = policy
+        self._classes: Ints = np.zeros(request_slots, dtype=np.int64)
         self._launched: deque[_Launched] = deque()
         self._last_finish = 0.0
-        self._interrupted = True
-        self._catch_up_seconds = 0.0
-        self.plain_now = policy.configs[0] == PLAIN
-        self._log = Path(step_log).open("a", encoding="utf-8") if step_log else None
+        self._follows_step = False
+        self._log = (
+            Path(step_log).open("a", encoding="utf-8")  # noqa: SIM115  (as long as the process)
+            if step_log
+            else None
+        )
 
-    @property
-    def speculates(self) -> bool:
-        return any(config != PLAIN for config in self._policy.configs)
-
-    @property
-    def switches_plain(self) -> bool:
-        """Some steps are plain and some are not, so that the drafter falls behind."""
-        return self.speculates and PLAIN in self._policy.configs
-
-    def interrupted(self) -> None:
-        """A prefill runs: the next step's time is not counted from the last one's end."""
-        self._interrupted = True
+    def prefilling(self, batch: Any) -> None:
+        """New requests; the next step's time cannot be told from the end of the last one."""
+        self._follows_step = False
+        slots = batch.req_pool_indices_cpu.numpy()
+        self._classes[slots] = [_class_of(request.sampling_params) for request in batch.reqs]
 
     def plan(self, batch: Any, gap_tokens: int) -> Plan:
+        classes = self._classes[batch.req_pool_indices_cpu.numpy()]
+        greedy, low, high = np.bincount(classes, minlength=len(TEMPERATURE_CLASSES)).tolist()
         stats = BatchStats(
             batch_size=len(batch.reqs),
             mean_context_tokens=_mean_context(batch),
-            sampled=not batch.sampling_info.is_all_greedy,
+            requests_per_class=(greedy, low, high),
             gap_tokens=gap_tokens,
         )
         plan = self._policy.decide(stats)
-        self._launched.append(
-            _Launched(stats, plan, time.perf_counter(), follows_step=not self._interrupted)
-        )
-        self._interrupted = False
-        self.plain_now = plan.config == PLAIN
+        self._launched.append(_Launched(stats, plan, classes, self._follows_step))
+        self._follows_step = True
         return plan
 
-    @contextmanager
-    def catching_up(self) -> Iterator[None]:
-        step = self._launched[-1]
-        started = time.perf_counter()
-        yield
-        step.catch_up_tokens = step.stats.gap_tokens
-        step.catch_up_seconds = time.perf_counter() - started
+    @property
+    def classes(self) -> Ints:
+        """[B] i64, temperature classes of the batch planned last."""
+        return self._launched[-1].classes
 
-    def finished(self, num_correct_drafts: list[int]) -> None:
+    def counted(self, tree_counts: torch.Tensor) -> None:
+        """Rank counts of the step planned last; must be on the host when its results are."""
+        self._launched[-1].tree_counts = tree_counts
+
+    @contextmanager
+    def catching_up(self, tokens: int) -> Iterator[None]:
+        step, started = self._launched[-1], time.perf_counter()
+        yield
+        step.catch_up_tokens += tokens
+        step.catch_up_seconds += time.perf_counter() - started
+
+    def finished(self, correct_drafts: list[int]) -> None:
         """The results of the oldest step that is still out have reached the host."""
-        step = self._launched.popleft()
-        now = time.perf_counter()
-        began = self._last_finish if step.follows_step else step.started
-        self._last_finish = now
+        step, now = self._launched.popleft(), time.perf_counter()
+        measured = step.follows_step and not step.catch_up_tokens
         record = StepRecord(
-            stats=step.stats,
             config=step.plan.config,
-            committed_tokens=sum(num_correct_drafts) + len(num_correct_drafts),
-            seconds=now - began,
-            depths=(),
-            catch_up_tokens=step.catch_up_tokens,
-            catch_up_seconds=step.catch_up_seconds,
+            batch_size=step.stats.batch_size,
+            mean_context_tokens=step.stats.mean_context_tokens,
+            requests_per_class=step.stats.requests_per_class,
+            tokens_committed=sum(correct_drafts) + len(correct_drafts),
+            seconds=now - self._last_finish if measured else None,
+            ranks=_ranks(step, correct_drafts),
         )
+        self._last_finish = now
         self._policy.record(record)
         if self._log is not None:
-            self._log.write(json.dumps(asdict(record)) + "\n")
-            self._log.flush()
+            self._write(step, record)
+
+    def _write(self, step: _Launched, record: StepRecord) -> None:
+        assert self._log is not None
+        line = asdict(replace(record, ranks=())) | {
+            "config": str(record.config),
+            "reason": step.plan.reason,
+            "gap_tokens": step.stats.gap_tokens,
+            "catch_up_tokens": step.catch_up_tokens,
+            "catch_up_seconds": step.catch_up_seconds,
+        }
+        del line["ranks"]
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+
+
+def _class_of(params: Any) -> int:
+    """SGLang has turned a temperature of 0 into top-k 1 at temperature 1."""
+    return temperature_class(0.0 if params.top_k == 1 else params.temperature)
 
 
 def _mean_context(batch: Any) -> float:
-    if batch.seq_lens_sum is not None:
-        return float(batch.seq_lens_sum) / len(batch.reqs)
-    return float(sum(request.seqlen for request in batch.reqs)) / len(batch.reqs)
+    if batch.seq_lens_cpu is not None:
+        return float(batch.seq_lens_cpu.numpy().mean())
+    return float(np.mean([request.seqlen for request in batch.reqs]))
+
+
+def _ranks(step: _Launched, correct_drafts: list[int]) -> tuple[RankCounts, ...]:
+    config = step.plan.config
+    if config.is_plain:
+        return ()
+    if step.tree_counts is not None:
+        return tree_ranks(step.tree_counts)
+    return chain_ranks(correct_drafts, step.classes.tolist(), config.num_steps)

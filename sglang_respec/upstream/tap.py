@@ -11,10 +11,13 @@ asking the device: one token in a plain step, the extend length in a prefill.
 Suffixes: N tokens, R rows of `req_to_token`, W the window, D the width of the hidden states.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Ints: TypeAlias = NDArray[np.int64]
 
 
 class HiddenTap:
@@ -28,7 +31,7 @@ class HiddenTap:
         self, rows: int, window: int, width: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         self.window = window
-        self.gap = np.zeros(rows, dtype=np.int64)
+        self.gap: Ints = np.zeros(rows, dtype=np.int64)
         self._hidden = torch.zeros((rows * window, width), dtype=dtype, device=device)
         self._next_token = torch.zeros(rows * window, dtype=torch.int64, device=device)
         # Whose prefill a slot holds, and how far: a later chunk goes on, anything else is new.
@@ -38,19 +41,19 @@ class HiddenTap:
     def ring_bytes(self) -> int:
         return sum(each.numel() * each.element_size() for each in (self._hidden, self._next_token))
 
-    def kept(self, slots: np.ndarray) -> np.ndarray:
+    def kept(self, slots: Ints) -> Ints:
         """[B] i64: how many tokens of each slot's gap can be rebuilt."""
-        kept: np.ndarray = np.minimum(self.gap[slots], self.window)
+        kept: Ints = np.minimum(self.gap[slots], self.window)
         return kept
 
-    def full(self, slots: np.ndarray) -> np.ndarray:
+    def full(self, slots: Ints) -> NDArray[np.bool_]:
         """[B] bool: slots whose next token would overwrite one the drafter still lacks."""
-        full: np.ndarray = self.gap[slots] >= self.window
+        full: NDArray[np.bool_] = self.gap[slots] >= self.window
         return full
 
     def write_step(
         self,
-        slots_cpu: np.ndarray,  # [B] i64
+        slots_cpu: Ints,  # [B] i64
         slots: torch.Tensor,  # [B] i64, the same
         positions: torch.Tensor,  # [B] i64, of the tokens that were run
         hidden: torch.Tensor,  # [B, D]
@@ -81,7 +84,9 @@ class HiddenTap:
         next_tokens: torch.Tensor,  # [N] i64
     ) -> None:
         """A prefill that the drafter skipped: the last window of each request's new tokens."""
-        cells, kept, start = [], [], 0
+        cells: list[Ints] = []
+        kept: list[Ints] = []
+        start = 0
         for slot, prefix, length in zip(slots, prefix_lens, extend_lens, strict=True):
             skipped = max(0, length - self.window)
             rows = np.arange(skipped, length)
@@ -96,22 +101,22 @@ class HiddenTap:
 
     def read(
         self,
-        slots: np.ndarray,  # [B] i64
-        ends: np.ndarray,  # [B] i64, committed lengths
-        lens: np.ndarray,  # [B] i64, at most `kept`
+        slots: Ints,  # [B] i64
+        ends: Ints,  # [B] i64, committed lengths
+        lens: Ints,  # [B] i64, at most `kept`
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, D] and next tokens [N] of the `lens` positions before `ends`."""
         cells = np.repeat(slots, lens) * self.window + last_positions(ends, lens) % self.window
         index = torch.from_numpy(cells).to(self._hidden.device)
         return self._hidden.index_select(0, index), self._next_token.index_select(0, index)
 
-    def mark_warm(self, slots: np.ndarray | list[int]) -> None:
+    def mark_warm(self, slots: Ints | list[int]) -> None:
         """The drafter has KV for everything these slots have committed."""
         self.gap[slots] = 0
 
 
-def last_positions(ends: np.ndarray, lens: np.ndarray) -> np.ndarray:
+def last_positions(ends: Ints, lens: Ints) -> Ints:
     """[sum(lens)] i64: for each request the `lens` positions before `ends`, in order."""
-    firsts = np.repeat(ends - np.cumsum(lens), lens)
-    positions: np.ndarray = firsts + np.arange(int(lens.sum()))
+    firsts: Ints = np.repeat(ends - np.cumsum(lens), lens)
+    positions: Ints = firsts + np.arange(int(lens.sum()))
     return positions

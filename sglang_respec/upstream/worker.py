@@ -1,6 +1,7 @@
 """The speculative worker of this extension, a subclass of SGLang's own."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,16 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_tp_context
+from sglang.srt.utils.common import async_d2h
 
 from sglang_respec.config import load_config
 from sglang_respec.core import PLAIN, SpeculationConfig
-from sglang_respec.policies import SGLANG_ADAPTIVE, make_policy, parse_configs
+from sglang_respec.errors import RespecError
+from sglang_respec.policies import SGLANG_ADAPTIVE, configs_of, make_policy, parse_configs
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
-from sglang_respec.upstream.tap import HiddenTap
+from sglang_respec.upstream.runtime_states import RuntimeStates, check_within
+from sglang_respec.upstream.tap import HiddenTap, Ints
 
 from sglang_respec.upstream.sampling.request_table import request_table
 
@@ -36,36 +40,62 @@ class RespecWorker(EAGLEWorkerV2):
     decoded without it.
     """
 
-    planning: Planning | None = None  # None: every step is SGLang's
+    planning: Planning | None = None  # None: SGLang's adaptive mode decides
+    states: RuntimeStates
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config = load_config()
-        self._last_was_plain = False
-        if self.config.policy != SGLANG_ADAPTIVE:
-            own = SpeculationConfig(
-                self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens
-            )
-            policy = make_policy(self.config.policy, (own, *parse_configs(self.config.configs)))
-            self.planning = Planning(policy, self.config.step_log)
-            self.draft_worker.put_off = not self.planning.speculates
-        logger.info("respec: RespecWorker serves EAGLE3, policy %s.", self.config.policy)
+        self.settings = load_config()
+        self.own = SpeculationConfig(
+            self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens
+        )
+        self.ready = (self.own, *parse_configs(self.settings.configs))
+        self._plain_now = False
+        if self.settings.policy == SGLANG_ADAPTIVE:
+            self.configs: tuple[SpeculationConfig, ...] = (self.own,)
+            return
+        self.configs = configs_of(self.settings.policy, self.ready)
+        try:
+            check_within(self.own, self.configs)
+        except RespecError as error:
+            sys.exit(f"respec: {error}")
+        self.draft_worker.put_off = self.configs == (PLAIN,)
+
+    @property
+    def _adaptive(self) -> bool:
+        return self.settings.policy == SGLANG_ADAPTIVE
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        if self.planning is not None and self.planning.switches_plain:
-            self.draft_worker.tap = self._make_tap()
+        slots = self.req_to_token_pool.req_to_token.shape[0]
+        if not self._adaptive:
+            policy = make_policy(self.settings.policy, self.ready)
+            self.planning = Planning(policy, slots, self.settings.step_log)
+        if PLAIN in self.configs and len(self.configs) > 1:
+            self.draft_worker.tap = self._make_tap(slots)
 
-    def _make_tap(self) -> HiddenTap:
-        runner = self.target_worker.model_runner
+    def _make_tap(self, slots: int) -> HiddenTap:
         width = get_draft_input_from_target_hidden_dim(self.draft_worker.draft_runner)
-        rows = self.req_to_token_pool.req_to_token.shape[0]
-        tap = HiddenTap(rows, self.config.tap_window, width, runner.dtype, self.device)
+        dtype = self.target_worker.model_runner.dtype
+        tap = HiddenTap(slots, self.settings.tap_window, width, dtype, self.device)
         logger.info(
-            "respec: hidden states of %d tokens for each of %d requests take %.1f MiB.",
-            tap.window, rows, tap.ring_bytes / 2**20,
-        )  # fmt: skip
+            "respec: the hidden states of %d tokens for each of %d requests take %.1f MiB.",
+            tap.window,
+            slots,
+            tap.ring_bytes / 2**20,
+        )
         return tap
+
+    def init_cuda_graphs(self) -> None:
+        super().init_cuda_graphs()
+        if self._adaptive:
+            return
+        self.states = RuntimeStates(self, self.own)
+        with self._drafter_context():
+            self.states.build(self.configs)
+        logger.info(
+            "respec: policy %s over %s.", self.settings.policy, "; ".join(map(str, self.configs))
+        )
 
     def forward_batch_generation(
         self,
@@ -74,30 +104,37 @@ class RespecWorker(EAGLEWorkerV2):
         grammar_barrier: Any = None,
         pp_proxy_tensors: Any = None,
     ) -> Any:
-        planning, tap = self.planning, self.draft_worker.tap
+        rest = (on_publish, grammar_barrier, pp_proxy_tensors)
         mode = batch.forward_mode
-        prefill = mode.is_extend() or batch.is_extend_in_batch
-        if planning is not None and prefill:
-            planning.interrupted()
-        if planning is None or prefill or mode.is_idle():
-            return super().forward_batch_generation(
-                batch, on_publish, grammar_barrier, pp_proxy_tensors
-            )
-        slots = batch.req_pool_indices_cpu.numpy()
-        plan = planning.plan(batch, 0 if tap is None else int(tap.kept(slots).sum()))
-        self._last_was_plain = plan.config == PLAIN
-        if plan.config == PLAIN:
-            return self._decode_plainly(batch, slots, on_publish, grammar_barrier)
-        self._warm_up(batch, slots)
-        return super().forward_batch_generation(
-            batch, on_publish, grammar_barrier, pp_proxy_tensors
+        if self.planning is None or mode.is_idle():
+            return super().forward_batch_generation(batch, *rest)
+        if mode.is_extend() or batch.is_extend_in_batch:
+            self.planning.prefilling(batch)
+            return super().forward_batch_generation(batch, *rest)
+
+        config = self.planning.plan(batch, self._gap_tokens(batch)).config
+        self._set_plain(config == PLAIN)
+        self.states.activate(config)
+        if config == PLAIN:
+            return self._decode_plainly(batch, on_publish, grammar_barrier)
+        self._warm_up(batch)
+        result = super().forward_batch_generation(batch, *rest)
+        self._count_ranks(config, result)
+        return result
+
+    def _gap_tokens(self, batch: Any) -> int:
+        tap = self.draft_worker.tap
+        return 0 if tap is None else int(tap.kept(batch.req_pool_indices_cpu.numpy()).sum())
+
+    def _set_plain(self, plain: bool) -> None:
+        self._plain_now = plain
+        self.draft_worker.put_off = plain and (
+            self.draft_worker.tap is None or self.settings.plain_prefill == "tap"
         )
 
-    def _decode_plainly(
-        self, batch: Any, slots: np.ndarray, on_publish: Any, grammar_barrier: Any
-    ) -> Any:
-        tap = self.draft_worker.tap
-        if tap is not None and self.config.tap_overflow == "catch_up":
+    def _decode_plainly(self, batch: Any, on_publish: Any, grammar_barrier: Any) -> Any:
+        tap, slots = self.draft_worker.tap, batch.req_pool_indices_cpu.numpy()
+        if tap is not None and self.settings.tap_overflow == "catch_up":
             self._catch_up(batch, np.flatnonzero(tap.full(slots)))
         positions = batch.seq_lens
         capture = CaptureHiddenMode.NULL if tap is None else CaptureHiddenMode.FULL
@@ -113,12 +150,12 @@ class RespecWorker(EAGLEWorkerV2):
         result.next_draft_input = self.draft_worker.cold_input(result.next_token_ids)
         return result
 
-    def _warm_up(self, batch: Any, slots: np.ndarray) -> None:
+    def _warm_up(self, batch: Any) -> None:
         """Before a draft: whoever is behind catches up, and gets its candidates."""
         tap = self.draft_worker.tap
         if tap is None:
             return
-        rows = np.flatnonzero(tap.gap[slots])
+        rows = np.flatnonzero(tap.gap[batch.req_pool_indices_cpu.numpy()])
         found = self._catch_up(batch, rows)
         if found is None:
             return
@@ -128,14 +165,24 @@ class RespecWorker(EAGLEWorkerV2):
         drafts.topk_index = drafts.topk_index.index_copy(0, index, found.topk_index)
         drafts.hidden_states = drafts.hidden_states.index_copy(0, index, found.hidden_states)
 
-    def _catch_up(self, batch: Any, rows: np.ndarray) -> Any:
+    def _catch_up(self, batch: Any, rows: Ints) -> Any:
         """SGLang's draft input of these rows; None if there are none."""
         if not rows.size:
             return None
-        lens = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
         assert self.planning is not None
-        with self._drafter_context(), self.planning.catching_up():
+        lens = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
+        slots = batch.req_pool_indices_cpu.numpy()[rows]
+        tokens = int(self.draft_worker.tap.kept(slots).sum())
+        with self._drafter_context(), self.planning.catching_up(tokens):
             return self.draft_worker.catch_up(batch, rows, lens.numpy()[rows])
+
+    def _count_ranks(self, config: SpeculationConfig, result: Any) -> None:
+        """Of a tree, on the device; what a chain shows is in its accepted lengths."""
+        if config.topk == 1:
+            return
+        assert self.planning is not None
+        counts = self.draft_worker.count_ranks(result, self.planning.classes)
+        self.planning.counted(async_d2h(counts))
 
     @contextmanager
     def _drafter_context(self) -> Iterator[None]:
@@ -153,13 +200,10 @@ class RespecWorker(EAGLEWorkerV2):
         super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size)
         if self.planning is not None:
             self.planning.finished(num_correct_drafts_per_req)
-            self.draft_worker.put_off = self.planning.plain_now and (
-                self.draft_worker.tap is None or self.config.plain_prefill == "tap"
-            )
 
     @property
     def last_shared_read_runner(self) -> Any:
         """Whose forward was the step's last: the target's, where the drafter did not run."""
-        if self._last_was_plain:
+        if self._plain_now:
             return self.target_worker.model_runner
         return super().last_shared_read_runner
