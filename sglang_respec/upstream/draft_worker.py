@@ -32,6 +32,7 @@ class RespecDraftWorker(EagleDraftWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draft_topk = self.topk
+        self._cold_row: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
         """Drafts in the shape in force from the best `draft_topk` of the candidates."""
@@ -108,13 +109,20 @@ class RespecDraftWorker(EagleDraftWorker):
 
         The zeros are there because SGLang filters and merges batches row by row.
         """
+        if self._cold_row is None:
+            width, dtype = get_draft_recurrent_hidden_state_spec(self.draft_runner)
+            device = bonus_tokens.device
+            self._cold_row = (
+                torch.zeros((1, self.topk), dtype=torch.float32, device=device),
+                torch.zeros((1, self.topk), dtype=torch.int64, device=device),
+                torch.zeros((1, width), dtype=dtype, device=device),
+            )
+        topk_p, topk_index, hidden_states = self._cold_row
         batch = bonus_tokens.shape[0]
-        width, dtype = get_draft_recurrent_hidden_state_spec(self.draft_runner)
-        device = bonus_tokens.device
         return EagleDraftInput(
-            topk_p=torch.zeros((batch, self.topk), dtype=torch.float32, device=device),
-            topk_index=torch.zeros((batch, self.topk), dtype=torch.int64, device=device),
-            hidden_states=torch.zeros((batch, width), dtype=dtype, device=device),
+            topk_p=topk_p.expand(batch, -1),
+            topk_index=topk_index.expand(batch, -1),
+            hidden_states=hidden_states.expand(batch, -1),
             bonus_tokens=bonus_tokens,
             num_tokens_per_req=1,
             num_tokens_for_logprob_per_req=1,

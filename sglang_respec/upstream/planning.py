@@ -130,8 +130,8 @@ def _class_of(params: Any) -> int:
 
 
 def _mean_context(batch: Any) -> float:
-    if batch.seq_lens_cpu is not None:
-        return float(batch.seq_lens_cpu.numpy().mean())
+    if batch.seq_lens_sum is not None:
+        return float(batch.seq_lens_sum) / len(batch.reqs)
     return float(np.mean([request.seqlen for request in batch.reqs]))
 
 
