@@ -15,9 +15,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_respec.upstream.tap import HiddenTap, Ints, last_positions
 
-# What `renorm_draft_probs` and a ranking of drafts may read of each request.
-SAMPLING_FIELDS = ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
-
 
 def catch_up(
     extend: Any,  # EagleDraftWorker._draft_extend_for_prefill
@@ -70,7 +67,6 @@ def _gap_batch(
     req_to_token = batch.req_to_token_pool.req_to_token
     gap_batch.out_cache_loc = req_to_token[request, position].to(torch.int64)
 
-    gap_batch.sampling_info = _picked_sampling(batch.sampling_info, picked, device)
     if batch.multimodal_inputs is not None:
         gap_batch.multimodal_inputs = [batch.multimodal_inputs[row] for row in picked]
     gap_batch.chunked_req = gap_batch.chunked_req_next_prompt_token = None
@@ -79,13 +75,3 @@ def _gap_batch(
     gap_batch.top_logprobs_nums = gap_batch.token_ids_logprobs = None
     gap_batch.extend_logprob_start_lens = gap_batch.extend_input_logprob_token_ids = None
     return gap_batch
-
-
-def _picked_sampling(info: Any, rows: list[int], device: torch.device) -> Any:
-    picked = copy.copy(info)
-    index = torch.tensor(rows, dtype=torch.int64, device=device)
-    for name in SAMPLING_FIELDS:
-        value = getattr(info, name, None)
-        if value is not None:
-            setattr(picked, name, value[index])
-    return picked

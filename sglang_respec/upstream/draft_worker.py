@@ -9,15 +9,15 @@ from sglang.srt.speculative.eagle_utils import (
     _eagle_prefill_tail_tokens,
     get_draft_recurrent_hidden_state_spec,
 )
-from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 
 from sglang_respec.draft_ranks import count_tree_ranks
 from sglang_respec.upstream.catch_up import catch_up
+from sglang_respec.upstream.sampling.drafting import RespecDraftWorker
 from sglang_respec.upstream.tap import HiddenTap, Ints
 
 
-class RespecDraftWorker(EagleDraftWorker):
-    """SGLang's EAGLE-3 drafter, which may be behind its target.
+class TappedDraftWorker(RespecDraftWorker):
+    """Our EAGLE-3 drafter, which may be behind its target.
 
     tap: where the hidden states go that it has not seen; None if it always or never runs.
     put_off: a prefill leaves the drafter behind (with a tap) or out of it for good (without).
@@ -72,13 +72,14 @@ class RespecDraftWorker(EagleDraftWorker):
         if batch.forward_mode.is_idle() or (self.tap is None and not self.put_off):
             return extend(*arguments)
         if self.tap is None:
-            return self.cold_input(next_token_ids)
+            return self.cold_input(next_token_ids.clamp(min=0))
 
         slots, owners = batch.req_pool_indices_cpu.tolist(), _owners(batch)
         ends = [p + n for p, n in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
         self.tap.begin_prefill(slots, owners, batch.prefix_lens)
         self.tap.end_prefill(slots, owners, ends)
         if self.put_off and self._fits_the_window(slots, batch.extend_lens):
+            next_token_ids = next_token_ids.clamp(min=0)  # -1 marks a failed request
             next_tokens = _shifted(batch, next_token_ids)
             self.tap.write_prefill(
                 slots, batch.prefix_lens, batch.extend_lens, target_hidden_states, next_tokens

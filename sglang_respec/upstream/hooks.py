@@ -14,12 +14,6 @@ from sglang_respec.upstream.sampling.hooks import SAMPLING_HOOKS
 SPEC_TREE = "sglang.kernels.ops.speculative.spec_tree"
 
 
-def _respec_draft_worker() -> Any:
-    from sglang_respec.upstream.draft_worker import RespecDraftWorker
-
-    return RespecDraftWorker
-
-
 def _build_tree() -> Any:
     from sglang_respec.upstream import tree_ops
 
@@ -64,15 +58,6 @@ RESPEC_HOOKS = (
         symptom="a new algorithm name loses branches on ('EAGLE', 'EAGLE3') all over SGLang",
         cause="CustomSpecAlgo lacks methods that the scheduler calls unconditionally",
         remove_when="SGLang lets a plugin subclass the worker of a built-in algorithm",
-    ),
-    Hook(
-        name="draft-worker",
-        target="sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker",
-        kind="replace",
-        make=_respec_draft_worker,
-        symptom="a prefill runs the drafter even where every step is plain; one top-k for ever",
-        cause="EAGLEWorkerV2 names the class of its draft worker in its own constructor",
-        remove_when="SGLang lets a worker choose the class of its draft worker",
     ),
     Hook(
         name="start-checks",

@@ -25,9 +25,8 @@ from sglang_respec.policies import SGLANG_ADAPTIVE, configs_of, make_policy, par
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
 from sglang_respec.upstream.runtime_states import RuntimeStates, check_within
-from sglang_respec.upstream.tap import HiddenTap, Ints
-
 from sglang_respec.upstream.sampling.request_table import request_table
+from sglang_respec.upstream.tap import HiddenTap, Ints
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ class RespecWorker(EAGLEWorkerV2):
 
     A decode step is planned first. It is plain, or it is SGLang's round (draft, verify,
     draft-extend) in one of the shapes held ready, after the drafter has caught up with what was
-    decoded without it.
+    decoded without it. Drafting ranks by the target's noise (`sampling/drafting.py`);
+    verification samples as plain decoding does (`sampling/verification.py`).
     """
 
     planning: Planning | None = None  # None: SGLang's adaptive mode decides
@@ -139,15 +139,11 @@ class RespecWorker(EAGLEWorkerV2):
         positions = batch.seq_lens
         capture = CaptureHiddenMode.NULL if tap is None else CaptureHiddenMode.FULL
         result = decode_plainly(batch, self.target_worker, capture, on_publish, grammar_barrier)
+        tokens = result.next_token_ids.to(torch.int64).clamp(min=0)  # -1 marks a failed request
         if tap is not None:
-            tap.write_step(
-                slots,
-                batch.req_pool_indices,
-                positions,
-                result.logits_output.hidden_states,
-                result.next_token_ids.to(torch.int64),
-            )
-        result.next_draft_input = self.draft_worker.cold_input(result.next_token_ids)
+            hidden = result.logits_output.hidden_states
+            tap.write_step(slots, batch.req_pool_indices, positions, hidden, tokens)
+        result.next_draft_input = self.draft_worker.cold_input(tokens)
         return result
 
     def _warm_up(self, batch: Any) -> None:
@@ -193,6 +189,15 @@ class RespecWorker(EAGLEWorkerV2):
             speculative_moe_a2a_backend_context(),
         ):
             yield
+
+    def verify(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        batch.spec_info.respec_requests = request_table(self.target_worker.model_runner)
+        result = super().verify(batch, *args, **kwargs)
+        # -1 marks a failed request, and what follows embeds these tokens.
+        result.next_draft_input.bonus_tokens.clamp_(min=0)
+        if result.prepared_draft_extend_inputs is not None:
+            result.prepared_draft_extend_inputs[2].clamp_(min=0)
+        return result
 
     def on_verify_complete_cpu(
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
