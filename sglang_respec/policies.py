@@ -47,9 +47,9 @@ class Always:
 
 @dataclass
 class Fuzz:
-    """Any configuration, for a random few steps; the same on every rank by its seed."""
+    """Plain or any ready shape, for a random few steps; the same on every rank by its seed."""
 
-    configs: tuple[SpeculationConfig, ...]
+    ready: tuple[SpeculationConfig, ...]
     seed: int
     _random: random.Random = field(init=False, repr=False)
     _plan: Plan = field(init=False, repr=False)
@@ -61,7 +61,8 @@ class Fuzz:
     def decide(self, stats: BatchStats) -> Plan:
         if self._steps_left == 0:
             self._steps_left = self._random.randint(1, FUZZ_DWELL_STEPS)
-            self._plan = Plan(self._random.choice(self.configs), "fuzz")
+            speculates = self._random.random() < 0.5
+            self._plan = Plan(self._random.choice(self.ready) if speculates else PLAIN, "fuzz")
         self._steps_left -= 1
         return self._plan
 
@@ -117,7 +118,7 @@ def make_policy(text: str, ready: Sequence[SpeculationConfig]) -> Policy:
     if name == "always" and argument:
         return Always(SpeculationConfig.parse(argument.strip("()")))
     if name == "fuzz" and re.fullmatch(r"\d+", argument):
-        return Fuzz((PLAIN, *ready), int(argument))
+        return Fuzz(tuple(ready), int(argument))
     if name == "alternate" and (steps := re.fullmatch(r"(\d+),(\d+)", argument)):
         plain, speculative = map(int, steps.groups())
         if plain + speculative:
