@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_respec.errors import RespecError, did_you_mean
-from sglang_respec.policies import check_policy, parse_configs
+from sglang_respec.policies import PolicyChoice, parse_configs
 
 CONFIG_ENV = "SGLANG_RESPEC_CONFIG"
 SWITCH_ENV = "SGLANG_RESPEC"
@@ -90,9 +90,13 @@ class RespecConfig:
     )
     policy: str = _knob(
         "auto",
-        "what chooses the configuration of every decode step: auto (the server's own shape of "
-        "speculation, until the planner is there), plain, always:STEPS,TOPK,NODES, "
-        "sglang-adaptive, or for tests fuzz:SEED and alternate:PLAIN_STEPS,SPECULATIVE_STEPS",
+        "what chooses the configuration of every decode step: auto (the planner, given a profile; "
+        "else the server's own shape), plain, always:STEPS,TOPK,NODES, sglang-adaptive, or for "
+        "tests fuzz:SEED and alternate:PLAIN_STEPS,SPECULATIVE_STEPS",
+    )
+    profile: str = _knob(
+        "",
+        "the file of step times that the policy auto decides by",
     )
     configs: str = _knob(
         "",
@@ -144,7 +148,7 @@ class RespecConfig:
     def __post_init__(self) -> None:
         for knob in knobs():
             knob.check(getattr(self, knob.name))
-        check_policy(self.policy)
+        PolicyChoice.parse(self.policy)
         parse_configs(self.configs)
 
     @classmethod

@@ -1,73 +1,25 @@
-"""Policies that need no model of cost: one configuration for ever, or switching by rule.
+"""The policy of one server, from its settings: which shapes it holds ready, and who chooses.
 
-They serve as baselines and, switching without reason, as tests of switching.
+The policies themselves are the planner's (`sglang_respec.planner`); this reads the texts that name
+them, and adds the one that only measurements want: switching by the clock of steps.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from sglang_respec.core import PLAIN, BatchStats, Plan, SpeculationConfig, StepRecord
 from sglang_respec.errors import RespecError
+from sglang_respec.planner import Always, Policy, Profile, make_policy
 
 SGLANG_ADAPTIVE = "sglang-adaptive"
 POLICIES = (
     "auto, plain, always:STEPS,TOPK,NODES, fuzz:SEED, alternate:PLAIN_STEPS,SPECULATIVE_STEPS or "
     + SGLANG_ADAPTIVE
 )
-FUZZ_DWELL_STEPS = 6  # a choice of the fuzz policy holds for one to this many steps
-
-
-class Policy(Protocol):
-    """Chooses the configuration of every decode step, from the same inputs on every rank."""
-
-    def decide(self, stats: BatchStats) -> Plan:
-        """The plan of the next decode step; asked once per step."""
-
-    def record(self, step: StepRecord) -> None:
-        """What a step did, in the order of the steps; one late where scheduling overlaps."""
-
-
-@dataclass(frozen=True)
-class Always:
-    """One configuration for every batch."""
-
-    config: SpeculationConfig
-
-    def decide(self, stats: BatchStats) -> Plan:
-        return Plan(self.config, "fixed")
-
-    def record(self, step: StepRecord) -> None:
-        """Nothing is learned."""
-
-
-@dataclass
-class Fuzz:
-    """Plain or any ready shape, for a random few steps; the same on every rank by its seed."""
-
-    ready: tuple[SpeculationConfig, ...]
-    seed: int
-    _random: random.Random = field(init=False, repr=False)
-    _plan: Plan = field(init=False, repr=False)
-    _steps_left: int = field(init=False, default=0, repr=False)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)  # noqa: S311  (equal on all ranks, no secret)
-
-    def decide(self, stats: BatchStats) -> Plan:
-        if self._steps_left == 0:
-            self._steps_left = self._random.randint(1, FUZZ_DWELL_STEPS)
-            speculates = self._random.random() < 0.5
-            self._plan = Plan(self._random.choice(self.ready) if speculates else PLAIN, "fuzz")
-        self._steps_left -= 1
-        return self._plan
-
-    def record(self, step: StepRecord) -> None:
-        """Nothing is learned."""
 
 
 @dataclass
@@ -87,6 +39,72 @@ class Alternate:
     def record(self, step: StepRecord) -> None:
         """Nothing is learned."""
 
+    def on_drafter_push(self) -> None:
+        """Nothing is known of the drafter."""
+
+    def table(self) -> dict[str, Any]:
+        return {"policy": "alternate", "current": str(self.config), "reason": "rule"}
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """A policy as the setting names it, read but not made."""
+
+    name: str  # auto, plain, always, fuzz, alternate or sglang-adaptive
+    config: SpeculationConfig | None = None  # of always
+    numbers: tuple[int, ...] = ()  # the seed of fuzz; the steps of alternate
+
+    @classmethod
+    def parse(cls, text: str) -> PolicyChoice:
+        """Read ``"auto"``, ``"always:3,1,4"``, ``"fuzz:7"`` and the like."""
+        name, _, rest = text.strip().partition(":")
+        rest = rest.strip("() ")
+        if name in ("auto", "plain", SGLANG_ADAPTIVE) and not rest:
+            return cls(name)
+        if name == "always" and rest:
+            return cls(name, config=SpeculationConfig.parse(rest))
+        if name == "fuzz" and re.fullmatch(r"\d*", rest):
+            return cls(name, numbers=(int(rest or 0),))
+        if name == "alternate" and (steps := re.fullmatch(r"(\d+),(\d+)", rest)):
+            plain, speculative = map(int, steps.groups())
+            if plain + speculative:
+                return cls(name, numbers=(plain, speculative))
+        raise RespecError(f"The policy must be one of {POLICIES}; got {text!r}.")
+
+    def ready(
+        self, own: SpeculationConfig, listed: Sequence[SpeculationConfig]
+    ) -> tuple[SpeculationConfig, ...]:
+        """The speculative shapes to hold ready: the server's own, those listed, the policy's."""
+        wanted = (own, *listed, *([self.config] if self.config else []))
+        return tuple(dict.fromkeys(each for each in wanted if not each.is_plain))
+
+    def may_run(
+        self, ready: Sequence[SpeculationConfig], profiled: bool
+    ) -> tuple[SpeculationConfig, ...]:
+        """Every configuration the policy may ask for, PLAIN among them if it is one."""
+        if self.name == "plain":
+            return (PLAIN,)
+        if self.config is not None:
+            return (self.config,)
+        if self.name == "auto" and not profiled:
+            return (ready[0],)
+        return (PLAIN, *ready)
+
+    def make(self, ready: Sequence[SpeculationConfig], profile: Profile | None) -> Policy:
+        """The policy over these shapes, the server's own first.
+
+        Without a profile nothing is known of step times, so that `auto` keeps the server's own
+        shape.
+        """
+        if self.name == "alternate":
+            plain_steps, speculative_steps = self.numbers
+            return Alternate(plain_steps, speculative_steps, ready[0])
+        if self.config is not None:
+            return Always(self.config)
+        if self.name == "auto" and profile is None:
+            return Always(ready[0])
+        return make_policy(self.name, profile, ready, *self.numbers)
+
 
 def parse_configs(text: str) -> tuple[SpeculationConfig, ...]:
     """Read ``"3,1,4; 3,4,16"``; an empty text names none."""
@@ -96,37 +114,19 @@ def parse_configs(text: str) -> tuple[SpeculationConfig, ...]:
     return found
 
 
-def configs_of(policy: str, ready: Sequence[SpeculationConfig]) -> tuple[SpeculationConfig, ...]:
-    """What the policy of this name may ask for, given the speculative shapes held ready."""
-    made = make_policy(policy, ready)
-    if isinstance(made, Always):
-        return (made.config,)
-    return (PLAIN, *ready)
+def check_within(own: SpeculationConfig, configs: Sequence[SpeculationConfig]) -> None:
+    """Raise :class:`RespecError` for a shape larger than the server's own, in any dimension.
 
-
-def make_policy(text: str, ready: Sequence[SpeculationConfig]) -> Policy:
-    """The policy that a setting names.
-
-    ready: the speculative shapes that the server holds ready, its own first.
+    SGLang sizes its buffers once, for the shape the server was started with.
     """
-    name, _, argument = text.strip().partition(":")
-    argument = argument.strip()
-    if name == "plain" and not argument:
-        return Always(PLAIN)
-    if name == "auto" and not argument:
-        return Always(ready[0])
-    if name == "always" and argument:
-        return Always(SpeculationConfig.parse(argument.strip("()")))
-    if name == "fuzz" and re.fullmatch(r"\d+", argument):
-        return Fuzz(tuple(ready), int(argument))
-    if name == "alternate" and (steps := re.fullmatch(r"(\d+),(\d+)", argument)):
-        plain, speculative = map(int, steps.groups())
-        if plain + speculative:
-            return Alternate(plain, speculative, ready[0])
-    raise RespecError(f"The policy must be one of {POLICIES}; got {text!r}.")
-
-
-def check_policy(text: str) -> None:
-    """Raise :class:`RespecError` unless some server could run the policy this text names."""
-    if text != SGLANG_ADAPTIVE:
-        make_policy(text, (SpeculationConfig(1, 1, 2),))
+    for config in configs:
+        if (
+            config.num_steps > own.num_steps
+            or config.topk > own.topk
+            or config.num_draft_tokens > own.num_draft_tokens
+        ):
+            raise RespecError(
+                f"The shape {config} is larger than the server's own, {own}; raise "
+                "--speculative-num-steps, --speculative-eagle-topk and "
+                "--speculative-num-draft-tokens to the largest of each, or leave it out."
+            )

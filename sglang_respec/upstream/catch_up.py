@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_respec.upstream.tap import HiddenTap, Ints, last_positions
+from sglang_respec.hidden_tap import HiddenTap, Ints, last_positions
 
 
 def catch_up(

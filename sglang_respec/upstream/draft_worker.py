@@ -11,9 +11,9 @@ from sglang.srt.speculative.eagle_utils import (
 )
 
 from sglang_respec.draft_ranks import count_tree_ranks
+from sglang_respec.hidden_tap import HiddenTap, Ints
 from sglang_respec.upstream.catch_up import catch_up
 from sglang_respec.upstream.sampling.drafting import RespecDraftWorker
-from sglang_respec.upstream.tap import HiddenTap, Ints
 
 
 class TappedDraftWorker(RespecDraftWorker):

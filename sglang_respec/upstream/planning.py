@@ -21,8 +21,8 @@ from sglang_respec.core import (
     temperature_class,
 )
 from sglang_respec.draft_ranks import chain_ranks, tree_ranks
-from sglang_respec.policies import Policy
-from sglang_respec.upstream.tap import Ints
+from sglang_respec.hidden_tap import Ints
+from sglang_respec.planner import Policy
 
 
 @dataclass

@@ -15,7 +15,6 @@ from typing import Any
 from sglang.srt.runtime_context import get_context
 
 from sglang_respec.core import SpeculationConfig
-from sglang_respec.errors import RespecError
 from sglang_respec.upstream.plain_graph import capture_plain_graph
 
 SHAPE = ("speculative_num_steps", "topk", "speculative_num_draft_tokens")
@@ -77,21 +76,6 @@ class RuntimeStates:
         if config != self._in_force:
             self._states[config].apply()
             self._in_force = config
-
-
-def check_within(own: SpeculationConfig, configs: Sequence[SpeculationConfig]) -> None:
-    """Raises `RespecError` for a shape larger than the one the server's buffers are made for."""
-    for config in configs:
-        if (
-            config.num_steps > own.num_steps
-            or config.topk > own.topk
-            or config.num_draft_tokens > own.num_draft_tokens
-        ):
-            raise RespecError(
-                f"The shape {config} is larger than the server's own, {own}; raise "
-                "--speculative-num-steps, --speculative-eagle-topk and "
-                "--speculative-num-draft-tokens to the largest of each, or leave it out."
-            )
 
 
 def _snapshot(worker: Any, config: SpeculationConfig) -> RuntimeState:

@@ -1,7 +1,6 @@
 """The speculative worker of this extension, a subclass of SGLang's own."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +19,13 @@ from sglang.srt.utils.common import async_d2h
 
 from sglang_respec.config import load_config
 from sglang_respec.core import PLAIN, SpeculationConfig
-from sglang_respec.errors import RespecError
-from sglang_respec.policies import SGLANG_ADAPTIVE, configs_of, make_policy, parse_configs
+from sglang_respec.hidden_tap import HiddenTap, Ints
+from sglang_respec.planner import Profile
+from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, parse_configs
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
-from sglang_respec.upstream.runtime_states import RuntimeStates, check_within
+from sglang_respec.upstream.runtime_states import RuntimeStates
 from sglang_respec.upstream.sampling.request_table import request_table
-from sglang_respec.upstream.tap import HiddenTap, Ints
 
 logger = logging.getLogger(__name__)
 
@@ -46,31 +45,22 @@ class RespecWorker(EAGLEWorkerV2):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = load_config()
+        self.choice = PolicyChoice.parse(self.settings.policy)
         self.own = SpeculationConfig(
             self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens
         )
-        self.ready = (self.own, *parse_configs(self.settings.configs))
-        self._plain_now = False
-        if self.settings.policy == SGLANG_ADAPTIVE:
-            self.configs: tuple[SpeculationConfig, ...] = (self.own,)
-            return
-        self.configs = configs_of(self.settings.policy, self.ready)
-        try:
-            check_within(self.own, self.configs)
-        except RespecError as error:
-            sys.exit(f"respec: {error}")
+        self.ready = self.choice.ready(self.own, parse_configs(self.settings.configs))
+        self.configs = self.choice.may_run(self.ready, bool(self.settings.profile))
         self.draft_worker.put_off = self.configs == (PLAIN,)
-
-    @property
-    def _adaptive(self) -> bool:
-        return self.settings.policy == SGLANG_ADAPTIVE
+        self._plain_now = False
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        slots = self.req_to_token_pool.req_to_token.shape[0]
-        if not self._adaptive:
-            policy = make_policy(self.settings.policy, self.ready)
-            self.planning = Planning(policy, slots, self.settings.step_log)
+        if self.choice.name == SGLANG_ADAPTIVE:
+            return
+        path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
+        policy = self.choice.make(self.ready, Profile.load(path) if path else None)
+        self.planning = Planning(policy, slots, self.settings.step_log)
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
 
@@ -88,7 +78,7 @@ class RespecWorker(EAGLEWorkerV2):
 
     def init_cuda_graphs(self) -> None:
         super().init_cuda_graphs()
-        if self._adaptive:
+        if self.planning is None:
             return
         self.states = RuntimeStates(self, self.own)
         with self._drafter_context():

@@ -19,7 +19,7 @@ FLAGS = ["--max-running-requests", "32", "--enable-custom-logit-processor"]
 CRAMPED = [*FLAGS, "--chunked-prefill-size", "48", "--max-total-tokens", "2800"]
 PER_KIND, TOKENS = 2, 48
 OWN = speculation(5, 4, 16)
-SHAPES = ["--respec-configs", "3,1,4; 5,1,6; 3,2,6"]
+SHAPES = ["--respec-configs", "3,1,4; 3,2,6"]
 GAP, VERIFIES = 48, 24
 Tokens = list[tuple[int, ...]]
 
@@ -59,8 +59,8 @@ def test_tokens_do_not_tell_of_the_switches(
     assert again.token_lists == expected[:24]
     assert "etract" in fuzz.log.read_text(), "the small pool made the scheduler retract"
     log = fuzz_log.new_steps()
-    assert log.configs == {"0,1,1", "3,1,4", "5,1,6", "3,2,6", "5,4,16"}
-    assert log.catch_up_tokens > 1000
+    assert log.configs == {"0,1,1", "3,1,4", "3,2,6", "5,4,16"}
+    assert log.catch_up_tokens > 500
     for shape in ("3,1,4", "5,4,16"):
         accepted = mean_accepted(s for s in log.verifies if s["config"] == shape)
         assert accepted > 3.0, "a drafter that is behind is accepted half as far"
