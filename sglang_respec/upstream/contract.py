@@ -6,6 +6,7 @@ milliseconds, before a server does in minutes.
 """
 
 from sglang_respec.upstream.contract_table import UpstreamName
+from sglang_respec.upstream.planned_names import PLANNED_NAMES
 from sglang_respec.upstream.sampling.names import SAMPLING_NAMES
 
 _TREE = "sglang.kernels.ops.speculative.spec_tree"
@@ -230,4 +231,5 @@ UPSTREAM_NAMES = (
         "seam of the portable platform",
     ),
     *SAMPLING_NAMES,
+    *PLANNED_NAMES,
 )

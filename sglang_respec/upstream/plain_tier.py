@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 
 
@@ -19,7 +18,7 @@ def decode_plainly(
     capture_hidden: CaptureHiddenMode,
     on_publish: Callable[[torch.Tensor], None] | None,
     grammar_barrier: Callable[[], None] | None,
-) -> GenerationBatchResult:
+) -> Any:  # GenerationBatchResult
     """Decodes every request's pending token; its KV goes to the slot after the committed ones.
 
     The scheduler has reserved that slot for a verify. Hidden states, if captured, are
