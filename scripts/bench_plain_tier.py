@@ -40,7 +40,7 @@ from sglang_respec.errors import RespecError
 LOGS = bench_report.ROOT / "run" / "bench_plain_tier"
 GOAL = 0.98  # of stock plain decoding, at every batch size
 SHAPE = (3, 1, 4)  # what the servers with a drafter hold ready
-NEVER_SPECULATING = "alternate:1000000000,0"
+NEVER_SPECULATING = "above:1000000000"  # tokens of context
 
 
 def main() -> int:

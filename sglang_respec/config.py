@@ -92,7 +92,7 @@ class RespecConfig:
         "auto",
         "what chooses the configuration of every decode step: auto (the planner, given a profile; "
         "else the server's own shape), plain, always:STEPS,TOPK,NODES, sglang-adaptive, or for "
-        "tests fuzz:SEED and alternate:PLAIN_STEPS,SPECULATIVE_STEPS",
+        "tests fuzz:SEED and above:CONTEXT_TOKENS",
     )
     profile: str = _knob(
         "",

@@ -1,14 +1,14 @@
 """The policy of one server, from its settings: which shapes it holds ready, and who chooses.
 
 The policies themselves are the planner's (`sglang_respec.planner`); this reads the texts that name
-them, and adds the one that only measurements want: switching by the clock of steps.
+them, and adds the one that only measurements want: switching once, at a known place.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_respec.core import PLAIN, BatchStats, Plan, SpeculationConfig, StepRecord
@@ -17,24 +17,23 @@ from sglang_respec.planner import Always, Policy, Profile, make_policy
 
 SGLANG_ADAPTIVE = "sglang-adaptive"
 POLICIES = (
-    "auto, plain, always:STEPS,TOPK,NODES, fuzz:SEED, alternate:PLAIN_STEPS,SPECULATIVE_STEPS or "
-    + SGLANG_ADAPTIVE
+    "auto, plain, always:STEPS,TOPK,NODES, fuzz:SEED, above:CONTEXT_TOKENS or " + SGLANG_ADAPTIVE
 )
 
 
-@dataclass
-class Alternate:
-    """So many plain steps, then so many speculative ones, and again."""
+@dataclass(frozen=True)
+class Above:
+    """Plain while contexts are short, one shape from so many tokens on.
 
-    plain_steps: int
-    speculative_steps: int
+    Of a request alone it makes a gap of known length, then verifies to its end.
+    """
+
+    context_tokens: int
     config: SpeculationConfig
-    _step: int = field(init=False, default=0, repr=False)
 
     def decide(self, stats: BatchStats) -> Plan:
-        place = self._step % (self.plain_steps + self.speculative_steps)
-        self._step += 1
-        return Plan(PLAIN if place < self.plain_steps else self.config, "rule")
+        short = stats.mean_context_tokens < self.context_tokens
+        return Plan(PLAIN if short else self.config, "rule")
 
     def record(self, step: StepRecord) -> None:
         """Nothing is learned."""
@@ -43,16 +42,16 @@ class Alternate:
         """Nothing is known of the drafter."""
 
     def table(self) -> dict[str, Any]:
-        return {"policy": "alternate", "current": str(self.config), "reason": "rule"}
+        return {"policy": "above", "current": str(self.config), "reason": "rule"}
 
 
 @dataclass(frozen=True)
 class PolicyChoice:
     """A policy as the setting names it, read but not made."""
 
-    name: str  # auto, plain, always, fuzz, alternate or sglang-adaptive
+    name: str  # auto, plain, always, fuzz, above or sglang-adaptive
     config: SpeculationConfig | None = None  # of always
-    numbers: tuple[int, ...] = ()  # the seed of fuzz; the steps of alternate
+    number: int = 0  # the seed of fuzz; the context of above
 
     @classmethod
     def parse(cls, text: str) -> PolicyChoice:
@@ -64,11 +63,9 @@ class PolicyChoice:
         if name == "always" and rest:
             return cls(name, config=SpeculationConfig.parse(rest))
         if name == "fuzz" and re.fullmatch(r"\d*", rest):
-            return cls(name, numbers=(int(rest or 0),))
-        if name == "alternate" and (steps := re.fullmatch(r"(\d+),(\d+)", rest)):
-            plain, speculative = map(int, steps.groups())
-            if plain + speculative:
-                return cls(name, numbers=(plain, speculative))
+            return cls(name, number=int(rest or 0))
+        if name == "above" and re.fullmatch(r"\d+", rest):
+            return cls(name, number=int(rest))
         raise RespecError(f"The policy must be one of {POLICIES}; got {text!r}.")
 
     def ready(
@@ -96,14 +93,13 @@ class PolicyChoice:
         Without a profile nothing is known of step times, so that `auto` keeps the server's own
         shape.
         """
-        if self.name == "alternate":
-            plain_steps, speculative_steps = self.numbers
-            return Alternate(plain_steps, speculative_steps, ready[0])
+        if self.name == "above":
+            return Above(self.number, ready[0])
         if self.config is not None:
             return Always(self.config)
         if self.name == "auto" and profile is None:
             return Always(ready[0])
-        return make_policy(self.name, profile, ready, *self.numbers)
+        return make_policy(self.name, profile, ready, self.number)
 
 
 def parse_configs(text: str) -> tuple[SpeculationConfig, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rollouts import Batch, generate
+from rollouts import generate
 from sampling_kinds import mixed_batch
 from serving import Servers, speculation
 from step_log import StepLogFile, mean_accepted
@@ -20,7 +20,7 @@ CRAMPED = [*FLAGS, "--chunked-prefill-size", "48", "--max-total-tokens", "2800"]
 PER_KIND, TOKENS = 2, 48
 OWN = speculation(5, 4, 16)
 SHAPES = ["--respec-configs", "3,1,4; 3,2,6"]
-GAP, VERIFIES = 48, 24
+CONTEXT = 60
 Tokens = list[tuple[int, ...]]
 
 
@@ -105,24 +105,6 @@ async def _with_aborts(url: str, prompts: list[list[int]]) -> dict[int, tuple[in
     return {index: each for index, each in enumerate(tokens) if index % 3}
 
 
-def _alternating(servers: Servers, logs: Path, window: int) -> tuple[ServerProcess, StepLogFile]:
-    log = StepLogFile(logs / f"alternate-{window}.jsonl")
-    policy = ["--respec-policy", f"alternate:{GAP},{VERIFIES}", "--respec-tap-window", str(window)]
-    return servers.get(*speculation(3, 1, 4), *policy, *log.flags), log
-
-
-def _lengths(server: ServerProcess, log: StepLogFile, prompts: list[list[int]]) -> list[list[int]]:
-    """Tokens of each verify after a gap, for each prompt alone; every run ends an alternation."""
-    found = []
-    for prompt in prompts:
-        sampling = {**GREEDY, "max_new_tokens": 1 + GAP + 4 * VERIFIES}
-        batch: Batch = generate(server.url, [prompt], sampling, concurrency=1)
-        steps = log.new_steps()
-        assert batch.rollouts[0].verifies == len(steps.steps)
-        found.append([step["tokens_committed"] for step in steps.verifies])
-    return found
-
-
 def test_one_catch_up_is_worth_many_small_ones(
     servers: Servers, logs: Path, prompts: list[list[int]]
 ) -> None:
@@ -131,10 +113,26 @@ def test_one_catch_up_is_worth_many_small_ones(
     One extend over the whole gap must leave it in the same state: every verify after the gap
     then accepts exactly as much.
     """
-    at_once = _alternating(servers, logs, window=512)
-    step_by_step = _alternating(servers, logs, window=1)
-    some = prompts[1:4]
-    lengths = _lengths(*at_once, some)
-    assert lengths == _lengths(*step_by_step, some)
-    first = [each for request in lengths for each in request[:8]]
+    at_once = _verifies_after_a_gap(servers, logs, prompts[1:4], window=512)
+    step_by_step = _verifies_after_a_gap(servers, logs, prompts[1:4], window=1)
+    assert at_once == step_by_step
+    first = [length for request in at_once for length in request[:8]]
     assert sum(first) / len(first) > 3.0, "warm from the first verify on"
+
+
+def _verifies_after_a_gap(
+    servers: Servers, logs: Path, prompts: list[list[int]], window: int
+) -> list[list[int]]:
+    """Tokens of each verify, for each prompt alone: plain up to a context, then speculative."""
+    log = StepLogFile(logs / f"window-{window}.jsonl")
+    policy = ["--respec-policy", f"above:{CONTEXT}", "--respec-tap-window", str(window)]
+    server = servers.get(*speculation(3, 1, 4), *policy, *log.flags)
+    found = []
+    for prompt in prompts:
+        (rollout,) = generate(server.url, [prompt], GREEDY, concurrency=1).rollouts
+        steps = log.new_steps()
+        assert rollout.verifies == len(steps.steps)
+        plain = len(steps.steps) - len(steps.verifies)
+        assert plain == CONTEXT - len(prompt), "the gap"
+        found.append([step["tokens_committed"] for step in steps.verifies])
+    return found

@@ -8,7 +8,7 @@ from sglang_respec.config import RespecConfig
 from sglang_respec.core import PLAIN, BatchStats, SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner.policy import Always, Fuzz
-from sglang_respec.policies import Alternate, PolicyChoice, check_within, parse_configs
+from sglang_respec.policies import PolicyChoice, check_within, parse_configs
 from sglang_respec.policy_checks import refuse_policy
 
 OWN = SpeculationConfig(5, 4, 16)
@@ -40,11 +40,11 @@ def test_policies_of_one_configuration(text, config):
     assert decided(text, 3) == [config] * 3
 
 
-def test_an_alternation_counts_steps():
-    assert decided("alternate:2,3", 7) == [PLAIN, PLAIN, OWN, OWN, OWN, PLAIN, PLAIN]
-    assert decided("alternate:0,1", 2) == [OWN, OWN]
-    assert decided("alternate:1,0", 2) == [PLAIN, PLAIN]
-    assert isinstance(PolicyChoice.parse("alternate:1,1").make((OWN,), None), Alternate)
+def test_above_switches_with_the_context():
+    policy = PolicyChoice.parse("above:100").make((OWN, CHAIN), None)
+    contexts = (1.0, 99.9, 100.0, 4000.0)
+    plans = [policy.decide(BatchStats(2, each, (2, 0, 0))) for each in contexts]
+    assert [plan.config for plan in plans] == [PLAIN, PLAIN, OWN, OWN]
 
 
 def test_fuzz_repeats_by_its_seed():
@@ -65,8 +65,8 @@ def test_what_is_held_ready():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fast", "plain:1", "auto:x", "always", "fuzz:x", "fuzz:-1", "alternate:1",
-     "alternate:0,0", "sglang-adaptive:2"],
+    ["", "fast", "plain:1", "auto:x", "always", "fuzz:x", "fuzz:-1", "above",
+     "above:x", "sglang-adaptive:2"],
 )  # fmt: skip
 def test_unknown_policies(text):
     with pytest.raises(RespecError, match="must be one of auto, plain"):
@@ -108,7 +108,7 @@ def test_what_runs():
         ({"pp_size": 2}, "plain", "--pp-size above 1"),
         ({"enable_dp_attention": True}, "fuzz:1", "--enable-dp-attention"),
         ({"enable_two_batch_overlap": True}, "always:3,1,4", "--enable-two-batch-overlap"),
-        ({"enable_pdmux": True}, "alternate:1,1", "--enable-pdmux"),
+        ({"enable_pdmux": True}, "above:9", "--enable-pdmux"),
         ({"speculative_adaptive": True}, "plain", "--respec-policy sglang-adaptive"),
         ({}, "sglang-adaptive", "add --speculative-adaptive"),
     ],
