@@ -74,10 +74,8 @@ class TappedDraftWorker(RespecDraftWorker):
         if self.tap is None:
             return self.cold_input(next_token_ids.clamp(min=0))
 
-        slots, owners = batch.req_pool_indices_cpu.tolist(), _owners(batch)
-        ends = [p + n for p, n in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
-        self.tap.begin_prefill(slots, owners, batch.prefix_lens)
-        self.tap.end_prefill(slots, owners, ends)
+        slots = batch.req_pool_indices_cpu.tolist()
+        self._enter_prefill(batch, slots)
         if self.put_off and self._fits_the_window(slots, batch.extend_lens):
             next_token_ids = next_token_ids.clamp(min=0)  # -1 marks a failed request
             next_tokens = _shifted(batch, next_token_ids)
@@ -88,6 +86,18 @@ class TappedDraftWorker(RespecDraftWorker):
         self._catch_up_earlier_chunks(batch, slots)
         self.tap.mark_warm(slots)
         return extend(*arguments)
+
+    def _enter_prefill(self, batch: Any, slots: list[int]) -> None:
+        """Later chunks, and running requests that SGLang mixed in, keep their gaps."""
+        assert self.tap is not None
+        owners, prefixes = _owners(batch), batch.prefix_lens
+        running = {id(request) for request in batch.decoding_reqs or ()}
+        mixed_in = [i for i, request in enumerate(batch.reqs) if id(request) in running]
+        for i in mixed_in:
+            self.tap.end_prefill(slots[i : i + 1], owners[i : i + 1], prefixes[i : i + 1])
+        self.tap.begin_prefill(slots, owners, prefixes)
+        ends = [p + n for p, n in zip(prefixes, batch.extend_lens, strict=True)]
+        self.tap.end_prefill(slots, owners, ends)
 
     def _fits_the_window(self, slots: list[int], extend_lens: list[int]) -> bool:
         """What would be lost again is not kept: then the drafter runs at once."""

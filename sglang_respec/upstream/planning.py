@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from sglang_respec.core import (
 from sglang_respec.draft_ranks import chain_ranks, tree_ranks
 from sglang_respec.hidden_tap import Ints
 from sglang_respec.planner import Policy
+
+SHARED_EVERY = 8  # steps between two times that rank 0 tells the others: a message each
 
 
 @dataclass
@@ -44,8 +46,17 @@ class Planning:
     Results reach the host in the order of their steps, one step late if scheduling overlaps.
     """
 
-    def __init__(self, policy: Policy, request_slots: int, step_log: str = "") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        request_slots: int,
+        step_log: str = "",
+        first_ranks: Callable[[float], float] | None = None,
+    ) -> None:
+        """first_ranks: gives rank 0's value to all, where there are several; None where not."""
         self._policy = policy
+        self._first_ranks = first_ranks
+        self._steps = 0
         self._classes: Ints = np.zeros(request_slots, dtype=np.int64)
         self._launched: deque[_Launched] = deque()
         self._last_finish = 0.0
@@ -95,20 +106,30 @@ class Planning:
     def finished(self, correct_drafts: list[int]) -> None:
         """The results of the oldest step that is still out have reached the host."""
         step, now = self._launched.popleft(), time.perf_counter()
-        measured = step.follows_step and not step.catch_up_tokens
+        seconds = now - self._last_finish
+        self._steps += 1
         record = StepRecord(
             config=step.plan.config,
             batch_size=step.stats.batch_size,
             mean_context_tokens=step.stats.mean_context_tokens,
             requests_per_class=step.stats.requests_per_class,
             tokens_committed=sum(correct_drafts) + len(correct_drafts),
-            seconds=now - self._last_finish if measured else None,
+            seconds=self._shared(seconds) if self._measured(step) else None,
             ranks=_ranks(step, correct_drafts),
         )
         self._last_finish = now
         self._policy.record(record)
         if self._log is not None:
             self._write(step, record)
+
+    def _measured(self, step: _Launched) -> bool:
+        """The same on every rank."""
+        undisturbed = step.follows_step and not step.catch_up_tokens
+        return undisturbed and (self._first_ranks is None or self._steps % SHARED_EVERY == 0)
+
+    def _shared(self, seconds: float) -> float:
+        """A policy that learns from times must learn from equal ones, or ranks part ways."""
+        return seconds if self._first_ranks is None else self._first_ranks(seconds)
 
     def _write(self, step: _Launched, record: StepRecord) -> None:
         assert self._log is not None

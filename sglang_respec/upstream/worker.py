@@ -12,6 +12,7 @@ from sglang.srt.layers.moe.utils import (
     speculative_moe_backend_context,
 )
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_tp_context
@@ -60,7 +61,8 @@ class RespecWorker(EAGLEWorkerV2):
             return
         path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
         policy = self.choice.make(self.ready, Profile.load(path) if path else None)
-        self.planning = Planning(policy, slots, self.settings.step_log)
+        shared = _first_ranks if get_parallel().tp_size > 1 else None
+        self.planning = Planning(policy, slots, self.settings.step_log, shared)
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
 
@@ -202,3 +204,11 @@ class RespecWorker(EAGLEWorkerV2):
         if self._plain_now:
             return self.target_worker.model_runner
         return super().last_shared_read_runner
+
+
+def _first_ranks(value: float) -> float:
+    """Rank 0's value, on every rank of the tensor-parallel group."""
+    group = get_parallel().tp_group
+    told = torch.tensor([value], dtype=torch.float64)
+    torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
+    return float(told)
