@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_respec.errors import RespecError, did_you_mean
+from sglang_respec.policies import PolicyChoice, parse_configs
 
 CONFIG_ENV = "SGLANG_RESPEC_CONFIG"
 SWITCH_ENV = "SGLANG_RESPEC"
@@ -88,6 +89,44 @@ class RespecConfig:
         "and the PyTorch reference elsewhere",
         choices=("auto", "triton", "reference"),
     )
+    policy: str = _knob(
+        "auto",
+        "what chooses the configuration of every decode step: auto (the planner, given a profile; "
+        "else the server's own shape), plain, always:STEPS,TOPK,NODES, sglang-adaptive, or for "
+        "tests fuzz:SEED and above:CONTEXT_TOKENS",
+    )
+    profile: str = _knob(
+        "",
+        "the file of step times that the policy auto decides by",
+    )
+    configs: str = _knob(
+        "",
+        "further shapes of speculation to hold ready, as 'STEPS,TOPK,NODES; ...'; each at most "
+        "the server's own in steps, top-k and nodes",
+    )
+    tap_window: int = _knob(
+        512,
+        "hidden states kept per running request while it decodes plainly; each takes "
+        "3 * hidden size * bytes per number (21.5 KB for a 7B model in bfloat16)",
+        unit="tokens",
+        minimum=1,
+    )
+    tap_overflow: str = _knob(
+        "catch_up",
+        "when a request has decoded plainly for a whole window: catch_up runs the drafter over "
+        "it and starts a new one; forget overwrites the oldest",
+        choices=("catch_up", "forget"),
+    )
+    plain_prefill: str = _knob(
+        "warm",
+        "the drafter at a prefill while decoding is plain: warm runs it, so that cached prefixes "
+        "keep its KV; tap keeps hidden states and runs it when speculation resumes",
+        choices=("warm", "tap"),
+    )
+    step_log: str = _knob(
+        "",
+        "a file to which the server appends one JSON line for every decode step",
+    )
     portable_threads: int = _knob(
         0,
         "torch threads of each scheduler process on a CPU; "
@@ -148,6 +187,8 @@ class RespecConfig:
     def __post_init__(self) -> None:
         for knob in knobs():
             knob.check(getattr(self, knob.name))
+        PolicyChoice.parse(self.policy)
+        parse_configs(self.configs)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RespecConfig:

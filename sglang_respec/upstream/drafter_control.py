@@ -180,6 +180,7 @@ class DrafterControl:
         )
         if answer["status"] == "committed":
             scheduler.output_streamer.drafter_version = answer["version"]
+            scheduler.draft_worker.drafter_swapped()
             logger.info("respec: drafter version %d serves (%s).", answer["version"],
                         request.label or request.origin)  # fmt: skip
         return answer

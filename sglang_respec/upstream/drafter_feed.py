@@ -1,20 +1,19 @@
-"""The speculative worker's one tie to drafter swaps: it reports what the target accepted."""
+"""The speculative worker's ties to drafter swaps: what it reports, and what it is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 
 class DrafterFeed:
-    """Mixin of the worker, in front of SGLang's class."""
+    """Mixin of the worker."""
 
     drafter_feed: Callable[[list[int]], None] | None = None  # set when the scheduler is ready
 
-    def on_verify_complete_cpu(
-        self, num_correct_drafts_per_req: list[int], batch_size: int = 0
-    ) -> None:
+    def feed_drafter(self, num_correct_drafts_per_req: list[int]) -> None:
+        """Results of one verify step. A plain step verifies nothing and says nothing here."""
         if self.drafter_feed is not None:
             self.drafter_feed(num_correct_drafts_per_req)
-        parent: Any = super()
-        parent.on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
+
+    def drafter_swapped(self) -> None:
+        """The drafter's weights changed, or changed back, between two steps."""

@@ -72,7 +72,7 @@ def verify_tree_greedy_func(
         predicts,
         accept_index,
         accept_token_num,
-        candidates,
+        candidates.to(torch.int64),  # SGLang's zero-step verify brings int32
         retrieve_index,
         retrieve_next_token,
         retrieve_next_sibling,

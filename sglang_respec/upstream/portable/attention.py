@@ -97,10 +97,11 @@ class PortableAttnBackend(AttentionBackend):
     def _plan_verify(self, batch: ForwardBatch) -> AttentionPlan:
         nodes = batch.spec_info.draft_token_num
         positions = batch.spec_info.positions.view(batch.batch_size, nodes)
+        tree = self.req_to_token_pool.req_to_token, batch.req_pool_indices, batch.seq_lens + nodes
+        if nodes == 1:  # SGLang's zero-step verify: its mask is in another layout, and all True
+            return plan_uniform(*tree, num_queries=1, query_positions=positions)
         return plan_uniform(
-            self.req_to_token_pool.req_to_token,
-            batch.req_pool_indices,
-            batch.seq_lens + nodes,
+            *tree,
             num_queries=nodes,
             query_positions=positions,
             tail_len=nodes,

@@ -4,7 +4,9 @@ Same names, arguments and in-place results as the functions they stand in for; e
 few vectorised calls, with no loop over requests. Shapes: B requests, n verify nodes.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def slots_at(
@@ -60,14 +62,16 @@ def assign_req_to_token_pool_func(
     out_cache_loc: torch.Tensor,  # [sum(end - start)]
     batch_size: int,
 ) -> None:
-    """Writes freshly allocated slots into positions [start, end) of each request's row."""
-    lens = (end_offset - start_offset).to(torch.int64)
-    request = torch.repeat_interleave(req_pool_indices.to(torch.int64), lens)
-    firsts = start_offset.to(torch.int64) - (torch.cumsum(lens, 0) - lens)
-    columns = torch.repeat_interleave(firsts, lens) + torch.arange(
-        request.shape[0], device=request.device
-    )
-    req_to_token[request, columns] = out_cache_loc[: request.shape[0]].to(req_to_token.dtype)
+    """Writes freshly allocated slots into positions [start, end) of each request's row.
+
+    In NumPy on the tensors' own memory: it runs in every decode step, for a handful of numbers,
+    where each PyTorch operation costs more than the work.
+    """
+    first, last = start_offset.numpy(), end_offset.numpy()
+    lens = last - first
+    request: NDArray[np.int64] = np.repeat(req_pool_indices.numpy(), lens)
+    column = np.repeat(first - (np.cumsum(lens) - lens), lens) + np.arange(request.size)
+    req_to_token.numpy()[request, column] = out_cache_loc.numpy()[: request.size]
 
 
 def fill_bonus_tokens_func(

@@ -68,10 +68,12 @@ SAMPLING_HOOKS = (
         name="draft-worker",
         target=f"{EAGLE_WORKER}.EagleDraftWorker",
         kind="replace",
-        replacement=f"{HERE}.drafting:RespecDraftWorker",
-        symptom="accepted length falls as the temperature rises",
-        cause="SGLang drafts what is likeliest, which is not what will be sampled",
-        remove_when="SGLang's drafter ranks candidates with the target's noise",
+        # Its drafter with a tap: one class takes the place, and this is the last of its line.
+        replacement="sglang_respec.upstream.draft_worker:TappedDraftWorker",
+        symptom="accepted length falls as the temperature rises, or after plain decoding",
+        cause="SGLang drafts what is likeliest, which is not what will be sampled, and cannot "
+        "make up for steps in which its drafter did not run",
+        remove_when="SGLang's drafter ranks candidates with the target's noise and catches up",
     ),
     Hook(
         name="penalised-sampling",

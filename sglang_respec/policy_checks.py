@@ -1,0 +1,74 @@
+"""What keeps the policy of the settings from running under the options of a start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sglang_respec.config import RespecConfig
+from sglang_respec.core import SpeculationConfig
+from sglang_respec.errors import RespecError
+from sglang_respec.planner import Profile
+from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, check_within, parse_configs
+
+Options = Mapping[str, Any]
+
+_SHAPE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+# Under these the ranks or streams of a server would have to agree on every switch.
+_ONE_SHAPE_ONLY = {
+    "pp_size": "--pp-size above 1",
+    "enable_dp_attention": "--enable-dp-attention",
+    "enable_two_batch_overlap": "--enable-two-batch-overlap",
+    "enable_pdmux": "--enable-pdmux",
+}
+
+
+def refuse_policy(options: Options, config: RespecConfig) -> None:
+    """Raise :class:`RespecError` if this policy cannot choose on a server with these options.
+
+    options: SGLang's server arguments by field name; a missing one counts as its default.
+    """
+    if not options.get("speculative_algorithm"):
+        return  # nothing is speculated, so there is nothing to choose
+    choice = PolicyChoice.parse(config.policy)
+    _refuse_two_choosers(choice, bool(options.get("speculative_adaptive")))
+    if config.profile:
+        Profile.load(config.profile)
+    own = _own_shape(options)
+    if own is None or choice.name == SGLANG_ADAPTIVE:
+        return
+    ready = choice.ready(own, parse_configs(config.configs))
+    check_within(own, ready)
+    if choice.may_run(ready, bool(config.profile)) != (own,):
+        _refuse_switching(options, config.policy)
+
+
+def _refuse_two_choosers(choice: PolicyChoice, adaptive: bool) -> None:
+    if adaptive and choice.name != SGLANG_ADAPTIVE:
+        raise RespecError(
+            f"--speculative-adaptive lets SGLang choose the steps, and the policy here is "
+            f"{choice.name}; remove the flag, or set --respec-policy {SGLANG_ADAPTIVE}."
+        )
+    if choice.name == SGLANG_ADAPTIVE and not adaptive:
+        raise RespecError(
+            f"The policy {SGLANG_ADAPTIVE} is SGLang's own mode; add --speculative-adaptive."
+        )
+
+
+def _own_shape(options: Options) -> SpeculationConfig | None:
+    """None where SGLang has still to choose it."""
+    numbers = [options.get(name) for name in _SHAPE]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    steps, topk, nodes = numbers
+    return SpeculationConfig(steps, topk, nodes)  # type: ignore[arg-type]
+
+
+def _refuse_switching(options: Options, policy: str) -> None:
+    for name, flag in _ONE_SHAPE_ONLY.items():
+        value = options.get(name) or 0
+        if value > (name == "pp_size"):
+            raise RespecError(
+                f"The policy {policy} may leave the server's own shape of speculation, which "
+                f"{flag} does not allow; remove the flag, or set --respec-policy auto."
+            )
