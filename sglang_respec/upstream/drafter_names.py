@@ -126,12 +126,6 @@ DRAFTER_NAMES = (
         ("self", "weights"),
         "stages a push, against twins of the parameters",
     ),
-    UpstreamName(
-        _WORKER,
-        "EAGLEWorkerV2.on_verify_complete_cpu",
-        ("self", "num_correct_drafts_per_req", "batch_size"),
-        "feeds the guard",
-    ),
     UpstreamName(_WORKER, "EagleDraftWorker.hot_token_id", None, "d2t as drafting reads it"),
     UpstreamName(_WORKER, "EagleDraftWorker.draft_runner", None, "the serving drafter"),
     UpstreamName(_CONTEXT, "get_parallel", None, "ranks, and their group for votes"),
