@@ -185,6 +185,12 @@ UPSTREAM_NAMES = (
         "wrapped: min-p with a seed",
     ),
     UpstreamName(
+        "sglang.srt.managers.scheduler_components.weight_updater",
+        "SchedulerWeightUpdaterManager.release_memory_occupation",
+        ("self", "recv_req"),
+        "wrapped on a CPU",
+    ),
+    UpstreamName(
         "sglang.kernels.ops.sampling.murmur_hash",
         "murmur_hash32",
         ("seed", "positions", "col_indices"),

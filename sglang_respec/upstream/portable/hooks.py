@@ -57,6 +57,18 @@ PORTABLE_HOOKS = (
         remove_when="SGLang's imports take seconds, or it forks where that is safe",
     ),
     Hook(
+        name="release-memory",
+        target=(
+            "sglang.srt.managers.scheduler_components.weight_updater."
+            "SchedulerWeightUpdaterManager.release_memory_occupation"
+        ),
+        kind="around",
+        replacement=f"{PORTABLE}.memory:release_on_a_cpu",
+        symptom="/release_memory_occupation ends a server without a GPU",
+        cause="SGLang synchronises the device that torch was built for, whatever serves",
+        remove_when="it synchronises the server's own device",
+    ),
+    Hook(
         name="murmur-hash",
         target="sglang.kernels.ops.sampling.murmur_hash.murmur_hash32",
         kind="replace",
