@@ -64,7 +64,7 @@ class CostModel:
         i, w, j, u, _ = place
         rows = self._seconds[index]
         low = lerp(rows[i], j, u)
-        return low if w == 0.0 else low + w * (lerp(rows[i + 1], j, u) - low)
+        return low if w == 0.0 else low + w * max(0.0, lerp(rows[i + 1], j, u) - low)
 
     def relative(self, index: int, place: Place) -> float:
         """Seconds, but for the factor that all configurations share."""

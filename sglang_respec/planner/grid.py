@@ -46,7 +46,10 @@ def lerp(row: Sequence[float], i: int, w: float) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Seconds over (width, batch size, context). Non-decreasing along each axis.
+    """Seconds over (width, batch size, context). Non-decreasing along each axis within the grid.
+
+    Beyond it each axis goes on with its last slope, never with a falling one, so times stay
+    positive; there, only the axis that was left is sure to be non-decreasing.
 
     Width is what the stage does per request: nodes verified, candidates drafted, tokens extended.
     """
@@ -104,12 +107,12 @@ class Grid:
         b, v = locate(self.batch_sizes, batch_size)
         c, u = locate(self.context_tokens, context_tokens)
         low = self._plane(i, b, v, c, u)
-        return low if w == 0.0 else low + w * (self._plane(i + 1, b, v, c, u) - low)
+        return low if w == 0.0 else low + w * max(0.0, self._plane(i + 1, b, v, c, u) - low)
 
     def _plane(self, i: int, b: int, v: float, c: int, u: float) -> float:
         plane = self.seconds[i]
         low = lerp(plane[b], c, u)
-        return low if v == 0.0 else low + v * (lerp(plane[b + 1], c, u) - low)
+        return low if v == 0.0 else low + v * max(0.0, lerp(plane[b + 1], c, u) - low)
 
 
 def _columns(rows: Sequence[Sequence[float]]) -> list[list[float]]:
