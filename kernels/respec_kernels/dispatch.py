@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from respec_kernels.modes import TreeMaskMode
+from respec_kernels.schedule import DEFAULT_ACCEPTED_LENGTH, Schedule
+from respec_kernels.verified import VerifiedTrees
 
 
 @cache
@@ -78,5 +80,110 @@ def verify_tree(
         retrieve_next_sibling,
         target_predict,
         topk,
+    )
+    return outputs
+
+
+def sample_rows(
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    requests: torch.Tensor | None,
+    temperatures: torch.Tensor,
+    top_ks: torch.Tensor,
+    top_ps: torch.Tensor,
+    min_ps: torch.Tensor,
+    seeds: torch.Tensor,
+    *,
+    filtered: bool,
+    greedy: bool = False,
+    live: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
+    logprobs: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose each row's token by coupled sampling; see ``reference/sample_rows.py``."""
+    outputs: tuple[torch.Tensor, torch.Tensor] = implementation("sample_rows", logits.is_cuda)(
+        logits,
+        positions,
+        requests,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        seeds,
+        filtered=filtered,
+        greedy=greedy,
+        live=live,
+        tokens=tokens,
+        logprobs=logprobs,
+    )
+    return outputs
+
+
+def draft_topk(
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    requests: torch.Tensor | None,
+    temperatures: torch.Tensor,
+    top_ks: torch.Tensor,
+    seeds: torch.Tensor,
+    token_map: torch.Tensor | None,
+    k: int,
+    *,
+    greedy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose each row's k best draft tokens under the target's noise; see the reference."""
+    outputs: tuple[torch.Tensor, torch.Tensor] = implementation("draft_topk", logits.is_cuda)(
+        logits,
+        positions,
+        requests,
+        temperatures,
+        top_ks,
+        seeds,
+        token_map,
+        k,
+        greedy=greedy,
+    )
+    return outputs
+
+
+def verify_sampled_tree(
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    candidates: torch.Tensor,
+    retrieve_index: torch.Tensor,
+    retrieve_next_token: torch.Tensor,
+    retrieve_next_sibling: torch.Tensor,
+    temperatures: torch.Tensor,
+    top_ks: torch.Tensor,
+    top_ps: torch.Tensor,
+    min_ps: torch.Tensor,
+    seeds: torch.Tensor,
+    *,
+    filtered: bool,
+    greedy: bool = False,
+    max_depth: int,
+    schedule: Schedule = "auto",
+    root_only: torch.Tensor | None = None,
+    accepted_length: float = DEFAULT_ACCEPTED_LENGTH,
+) -> VerifiedTrees:
+    """Sample the target's tokens and walk every tree along them; see the reference."""
+    outputs: VerifiedTrees = implementation("verify_sampled_tree", logits.is_cuda)(
+        logits,
+        positions,
+        candidates,
+        retrieve_index,
+        retrieve_next_token,
+        retrieve_next_sibling,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        seeds,
+        filtered=filtered,
+        greedy=greedy,
+        max_depth=max_depth,
+        schedule=schedule,
+        root_only=root_only,
+        accepted_length=accepted_length,
     )
     return outputs

@@ -65,9 +65,9 @@ def verify_tree(
     if batch == 0:
         return predicts, accept_index, accept_token_num
     most_children = topk if 0 < topk < n else n
-    nodes, none = _constants(n, candidates.device)
-    child = _accepted_child(
-        candidates, retrieve_next_token, retrieve_next_sibling, target_predict, nodes, most_children
+    _, none = _constants(n, candidates.device)
+    child = accepted_children(
+        candidates, retrieve_next_token, retrieve_next_sibling, target_predict, most_children
     )
     path = _walk(child, min(slots, n))
     rows = retrieve_index.gather(1, path)
@@ -89,15 +89,16 @@ def _constants(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
     return torch.arange(n, device=device), torch.full((), -1, device=device)
 
 
-def _accepted_child(
+def accepted_children(
     candidates: torch.Tensor,
     next_token: torch.Tensor,
     next_sibling: torch.Tensor,
     target: torch.Tensor,
-    nodes: torch.Tensor,
-    most_children: int,
+    most_children: int | None = None,
 ) -> torch.Tensor:
     """Return ``[batch, n]``: the child the walk moves to from each node, 0 for none."""
+    nodes, _ = _constants(candidates.shape[1], candidates.device)
+    most_children = candidates.shape[1] if most_children is None else most_children
     first_child = next_token.clamp(min=0)
     doublings = (most_children - 1).bit_length()
     # What a list's head must equal; cell 0 collects the nodes without children and is never read.
