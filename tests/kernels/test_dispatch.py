@@ -49,7 +49,7 @@ for splits, filtered in ((1, False), (1, True), (9, True)):
 for splits in (1, 9):
     shape = dict(NAMED=True, K=5, LIST=8, SPLITS=splits)
     draft = "*bf16 *i64 *i64 *fp32 *i32 *i64 *i64 *fp32 *fp64 *i32 *fp32 *i64 i32 i32 i32"
-    build("draft_topk", "_draft_topk_kernel", draft, dict(MAPPED=True, BLOCK=4096, **shape), warps=8)
+    build("draft_topk", "_draft_topk_kernel", draft, dict(MAPPED=True, BLOCK=4096, **shape), 8)
 build("draft_topk", "_merge_kernel", "*i64 *fp32 *fp32 *fp64 *i32 *fp32 *i64 i32",
       dict(PARTS=16, **shape))
 walk = "*i32 *i32 *i32 *fp32 *i1 *i32 *i64 *i64 *fp32 *i64 *i64 *i64 *i64 *i1 i32 i32"
