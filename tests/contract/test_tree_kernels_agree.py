@@ -1,6 +1,7 @@
-"""SGLang's own Triton tree kernels as the judge of ours, run in the interpreter.
+"""SGLang's own Triton tree kernels and its seeded sampler as the judges of ours.
 
-Importing them imports half of SGLang, so these few cases are a test of their own.
+Importing them imports half of SGLang, so these few cases are a test of their own. Its tree kernels
+run in the interpreter.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tree_cases import (
 )
 
 from respec_kernels import TreeMaskMode, implementation
+from respec_kernels.reference.noise import murmur_hash32
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU, tests/gpu compares with CUDA"
@@ -92,3 +94,40 @@ def compare_walks(upstream: ModuleType, case: Verifiable) -> None:
     upstream.verify_tree_greedy_triton(**theirs)
     for name in ("predicts", "accept_index", "accept_token_num"):
         assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def seeded_sampler() -> Any:
+    """SGLang's function without torch.compile, and with the hash that its CPU build lacks here.
+
+    That hash is held against SGLang's kernel by tests/unit/test_noise.py.
+    """
+    sampler = pytest.importorskip("sglang.srt.layers.sampler")
+    compiled = sampler.multinomial_with_seed
+    plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "murmur_hash32", murmur_hash32)
+        yield plain
+
+
+@pytest.mark.parametrize("as_served", [False, True], ids=["scaled logits", "log of softmax"])
+def test_unfiltered_rows_get_the_tokens_of_sglangs_seeded_sampler(
+    seeded_sampler: Any, as_served: bool
+) -> None:
+    """10,000 rows. Served, SGLang passes log(softmax(t)): t less a constant, rounded to float32."""
+    rows, vocabulary = 10_000, 211
+    generator = torch.Generator().manual_seed(20)
+    spread = 0.1 + 5 * torch.rand(rows, 1, generator=generator)
+    logits = torch.randn(rows, vocabulary, generator=generator) * spread
+    temperatures = 0.5 + torch.rand(rows, generator=generator)
+    positions = torch.randint(0, 1 << 17, (rows,), generator=generator)
+    seeds = torch.randint(0, 2**63 - 1, (rows,), generator=generator)
+    everything = torch.full((rows,), 1 << 30, dtype=torch.int32)
+    ones, zeros = torch.ones(rows), torch.zeros(rows)
+    scaled = logits / temperatures[:, None]
+    scores = scaled.softmax(1).log() if as_served else scaled
+    tokens, _ = implementation("sample_rows", False)(
+        logits, positions, None, temperatures, everything, ones, zeros, seeds, filtered=False
+    )
+    assert torch.equal(tokens, seeded_sampler(scores, seeds, positions)[:, 0])
+    assert len(tokens.unique()) == vocabulary

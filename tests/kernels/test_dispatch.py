@@ -13,30 +13,57 @@ import torch
 import respec_kernels
 from respec_kernels import TreeMaskMode, implementation
 
-NAMES = ["build_tree", "verify_tree"]
-# Compiles both kernels for a GPU that need not be there; prints one line per binary.
+NAMES = ["build_tree", "verify_tree", "sample_rows", "draft_topk", "verify_sampled_tree"]
+# Compiles every kernel for a GPU that need not be there; prints one line per binary.
 COMPILE = """
 from importlib import import_module
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-def build(name, pointers, scalars, constants):
-    kernel = getattr(import_module(f"respec_kernels.triton.{name}"), f"_{name}_kernel")
+def build(module, kernel, arguments, constants, warps=4):
+    kernel = getattr(import_module(f"respec_kernels.triton.{module}"), kernel)
     names = [each for each in kernel.arg_names if each not in constants]
-    signature = dict(zip(names, pointers + scalars, strict=True))
+    signature = dict(zip(names, arguments.split(), strict=True))
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-    print(name, len(binary.asm["cubin"]) > 0)
+    options = {"num_warps": warps}
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(kernel.__name__, len(binary.asm["cubin"]) > 0)
 
-words = ["*i64"] * 3 + ["*u8"] + ["*i64"] * 4
+words = "*i64 " * 3 + "*u8 " + "*i64 " * 4
 for mode in (0, 1, 2):
-    build("build_tree", words, ["i32", "i32"],
+    build("build_tree", "_build_tree_kernel", words + "i32 i32",
           dict(TOPK=4, N=9, NODES=16, DOUBLINGS=2, MODE=mode, WORD=2, LENGTHS=256))
-build("verify_tree", ["*i32"] * 3 + ["*i64"] * 5, [],
+build("verify_tree", "_verify_tree_kernel", "*i32 " * 3 + "*i64 " * 5,
       dict(N=9, NODES=16, SLOTS=5, PATH=8, LEVELS=5, DOUBLINGS=2))
+
+cut = dict(LIVE=True, NAMED=False, PARTS=16, BLOCK=4096)
+row = " *i64 *i64 *i64 *fp32 *i32 *fp32 *fp32 *i64 *i64 *i64 *fp64 *i64 "
+for logits, done in (("*fp32", 0), ("*bf16", 2)):
+    build("sample_rows", "_pass_kernel", logits + row + "i32 i32 i32 i32",
+          dict(PASS=done, SPLITS=9, **cut), warps=8)
+for splits, filtered in ((1, False), (1, True), (9, True)):
+    build("sample_rows", "_finish_kernel", "*bf16" + row + "*i64 *fp32 i32 i32 i32 i32",
+          dict(FILTERED=filtered, INSPECTED=2 if splits > 1 else 0, SPLITS=splits, **cut), warps=8)
+for splits in (1, 9):
+    shape = dict(NAMED=True, K=5, LIST=8, SPLITS=splits)
+    draft = "*bf16 *i64 *i64 *fp32 *i32 *i64 *i64 *fp32 *fp64 *i32 *fp32 *i64 i32 i32 i32"
+    build("draft_topk", "_draft_topk_kernel", draft, dict(MAPPED=True, BLOCK=4096, **shape), 8)
+build("draft_topk", "_merge_kernel", "*i64 *fp32 *fp32 *fp64 *i32 *fp32 *i64 i32",
+      dict(PARTS=16, **shape))
+walk = "*i32 *i32 *i32 *fp32 *i1 *i32 *i64 *i64 *fp32 *i64 *i64 *i64 *i64 *i1 i32 i32"
+build("verify_sampled_tree", "_walk_kernel", walk, dict(ALL=True, ROOT_ONLY=True, N=9, SLOTS=5))
 """
+COMPILED = [
+    *["_build_tree_kernel"] * 3,
+    "_verify_tree_kernel",
+    *["_pass_kernel"] * 2,
+    *["_finish_kernel"] * 3,
+    *["_draft_topk_kernel"] * 2,
+    "_merge_kernel",
+    "_walk_kernel",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,11 +85,13 @@ def test_a_cpu_tensor_goes_to_pytorch(name: str, monkeypatch: pytest.MonkeyPatch
 
     def spy(kernel: str, on_gpu: bool) -> object:
         asked.append((kernel, on_gpu))
-        return lambda *arguments: None
+        return lambda *arguments, **named: None
 
     monkeypatch.setattr("respec_kernels.dispatch.implementation", spy)
-    count = len(inspect.signature(getattr(respec_kernels, name)).parameters)
-    getattr(respec_kernels, name)(*[torch.zeros(1)] * count)
+    given: dict[bool, dict[str, torch.Tensor]] = {False: {}, True: {}}
+    for each in inspect.signature(getattr(respec_kernels, name)).parameters.values():
+        given[each.kind is each.KEYWORD_ONLY][each.name] = torch.zeros(1)
+    getattr(respec_kernels, name)(*given[False].values(), **given[True])
     assert asked == [(name, False)]
 
 
@@ -83,4 +112,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["build_tree True"] * 3 + ["verify_tree True"]
+    assert done.stdout.splitlines() == [f"{name} True" for name in COMPILED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,32 +11,66 @@ import torch
 from sampling_cases import Rows, check_rows, random_rows
 from sampling_oracle import Parameters
 
-from respec_kernels import implementation
-
 
 @pytest.fixture
-def sample_rows():
-    return implementation("sample_rows", False)
+def sample_rows(sampler):
+    return sampler("sample_rows")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("filtered", [False, True])
-@pytest.mark.parametrize("vocabulary", [1, 2, 63, 100, 257])
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"),
+    [(1, torch.float32), (63, torch.bfloat16), (64, torch.float32), (131, torch.float32)],
+    ids=str,
+)
 def test_sizes(sample_rows, vocabulary: int, filtered: bool, dtype: torch.dtype) -> None:
-    case = random_rows(vocabulary, 5, 3, vocabulary, filtered=filtered, dtype=dtype)
-    check_rows(sample_rows, case)
-    check_rows(sample_rows, case, live=[4, -1, 14, 0, 4])
+    check_rows(
+        sample_rows, random_rows(vocabulary, 2, 2, vocabulary, filtered=filtered, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_filters(sample_rows, seed: int) -> None:
+    check_rows(sample_rows, random_rows(seed, 6, 1, 100))
+
+
+def test_live_rows_are_the_only_ones_visited(sample_rows) -> None:
+    case = random_rows(2, 3, 2, 40)
+    check_rows(sample_rows, case, live=[5, -1, 0, 5])
+    named = replace(case, owners=[2, 0, 1, 1, 0, 2])
+    check_rows(sample_rows, named)
+    check_rows(sample_rows, named, live=[1, -7, 5])
+
+
+def test_rows_of_a_wider_buffer(sample_rows) -> None:
+    case = random_rows(4, 3, 1, 70)
+    wide = torch.full((3, 100), math.nan)
+    wide[:, 9:79] = case.logits
+    check_rows(sample_rows, replace(case, logits=wide[:, 9:79]))
 
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_unusable_rows_fail_alone(sample_rows, filtered: bool) -> None:
-    case = random_rows(3, 4, 2, 90, filtered=filtered)
+    case = random_rows(3, 3, 2, 70, filtered=filtered)
     case.logits[1, 17] = math.nan
-    case.logits[2, 89] = math.inf
+    case.logits[2, 69] = math.inf
+    case.logits[4] = -math.inf
     case.logits[5] = -math.inf
-    case.logits[6] = -math.inf
-    case.logits[6, 41] = -3.0
-    assert [case.expected(row)[0] for row in (1, 2, 5, 6)] == [-1, -1, -1, 41]
+    case.logits[5, 41] = -3.0
+    assert [case.expected(row)[0] for row in (1, 2, 4, 5)] == [-1, -1, -1, 41]
+    check_rows(sample_rows, case)
+
+
+def test_one_allowed_token_wins_with_any_noise(sample_rows) -> None:
+    """Filters that leave one token, whatever it scores."""
+    logits = torch.linspace(0, 3, 40).expand(3, 40).clone()
+    narrow = [
+        Parameters(1.0, 2, 0.01, seed=1),
+        Parameters(1.0, min_p=1.0),
+        Parameters(2.0, top_p=1e-6),
+    ]
+    case = Rows(logits, [3, 4, 5], narrow)
+    assert [case.expected(row)[0] for row in range(3)] == [39, 39, 39]
     check_rows(sample_rows, case)
 
 
