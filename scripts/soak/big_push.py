@@ -24,7 +24,8 @@ from respec_server.client import DrafterClient
 from respec_server.process import ServerProcess
 from soak.load import state
 
-HIDDEN, VOCAB, DRAFT_VOCAB = 4096, 32000, 32000
+HIDDEN, VOCAB = 4096, 32000
+DRAFT_VOCAB = VOCAB  # the whole of it, so that there is no map, which dummy weights lack
 TARGET_LAYERS, TARGET_INTERMEDIATE = 7, 512
 DRAFTER_INTERMEDIATE = 4096
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
@@ -180,7 +181,6 @@ def _write_models(folder: Path) -> tuple[Path, list[Path]]:
             name: (0.02 * torch.randn(shape, generator=generator)).bfloat16()
             for name, shape in SHAPES.items()
         }
-        tensors["d2t"] = torch.zeros(DRAFT_VOCAB, dtype=torch.int64)
         save_file(tensors, drafter / "model.safetensors")
         drafters.append(drafter)
     return target, drafters

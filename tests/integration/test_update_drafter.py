@@ -195,21 +195,6 @@ def test_refusals_leave_serving_alone(server: ServerProcess, prompts: list[list[
     assert after.accepted_length > 3.0
 
 
-def test_weights_that_are_released_are_not_written(server: ServerProcess) -> None:
-    """Trainers that share the device with the server release its weights meanwhile."""
-
-    def post(path: str) -> int:
-        body = {"tags": ["weights"]}
-        return httpx.post(server.url + path, json=body, timeout=60, trust_env=False).status_code
-
-    assert post("/release_memory_occupation") == 200
-    answer = push(server, degraded())
-    assert (answer["http"], answer["error"]["code"]) == (503, "staging_failed")
-    assert "resume_memory_occupation" in answer["error"]["message"]
-    assert post("/resume_memory_occupation") == 200
-    assert push(server, degraded())["applied"]
-
-
 def test_a_push_over_a_process_group(server: ServerProcess, prompts: list[list[int]]) -> None:
     push(server, degraded())
     client = DrafterClient(server.url)
