@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,34 +24,49 @@ class GuardPolicy:
 
 
 class _Window:
-    """Accepted drafts over the last so many verifies."""
+    """Accepted drafts over the last so many verifies, in all and by shape of speculation."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._steps: deque[tuple[int, int]] = deque()
-        self.drafts = 0
-        self.verifies = 0
+        self._steps: deque[tuple[str, int, int]] = deque()
+        self.drafts: Counter[str] = Counter()  # by shape
+        self.counts: Counter[str] = Counter()  # verifies, by shape
 
-    def add(self, drafts: int, verifies: int) -> None:
-        self._steps.append((drafts, verifies))
-        self.drafts += drafts
-        self.verifies += verifies
-        while self.verifies - self._steps[0][1] >= self._size:
-            old_drafts, old_verifies = self._steps.popleft()
-            self.drafts -= old_drafts
-            self.verifies -= old_verifies
+    def add(self, shape: str, drafts: int, verifies: int) -> None:
+        self._steps.append((shape, drafts, verifies))
+        self.drafts[shape] += drafts
+        self.counts[shape] += verifies
+        while self.verifies - self._steps[0][2] >= self._size:
+            old_shape, old_drafts, old_verifies = self._steps.popleft()
+            self.drafts[old_shape] -= old_drafts
+            self.counts[old_shape] -= old_verifies
+
+    @property
+    def verifies(self) -> int:
+        return self.counts.total()
 
     @property
     def mean(self) -> float:
-        return self.drafts / self.verifies if self.verifies else 0.0
+        return self.drafts.total() / self.verifies if self.verifies else 0.0
+
+    def against(self, baseline: _Window) -> tuple[int, float, int]:
+        """Drafts accepted here, drafts that the baseline would have had in the same verifies, and
+        their number. Shapes that the baseline has not seen are left out: a planner that changes
+        from five steps to three does not make a drafter worse."""
+        shared = [each for each, count in self.counts.items() if count and baseline.counts[each]]
+        expected = sum(
+            self.counts[each] * baseline.drafts[each] / baseline.counts[each] for each in shared
+        )
+        drafts = sum(self.drafts[each] for each in shared)
+        return drafts, expected, sum(self.counts[each] for each in shared)
 
 
 class Guard:
     """Compares each new drafter with the last one that was judged good, or never questioned.
 
     The mean of accepted drafts per verify over a window of the old drafter, against the same
-    number of verifies of the new one. A drafter that was pushed but not yet judged is no standard:
-    when another push follows at once, the older baseline stays.
+    number of verifies of the new one, shape of speculation by shape. A drafter that was pushed
+    but not yet judged is no standard: when another push follows at once, the older baseline stays.
     """
 
     def __init__(self, policy: GuardPolicy, serving: int) -> None:
@@ -91,17 +106,20 @@ class Guard:
         self._policy, self.verdict = None, "off"
         self._settling = SETTLING_STEPS
 
-    def record(self, accepted_drafts: int, verifies: int) -> Verdict | None:
+    def record(self, accepted_drafts: int, verifies: int, shape: str = "") -> Verdict | None:
         """Take in one step; returns the verdict in the step that brings it."""
         if self._settling:
             self._settling -= 1
             return None
-        self._window.add(accepted_drafts, verifies)
+        self._window.add(shape, accepted_drafts, verifies)
         policy, baseline = self._policy, self._baseline
-        if policy is None or baseline is None or self._window.verifies < policy.verifies:
+        if policy is None or baseline is None:
+            return None
+        drafts, expected, compared = self._window.against(baseline)
+        if compared < policy.verifies:
             return None
         self._policy = None
-        self.verdict = "worse" if self._window.mean < policy.ratio * baseline.mean else "kept"
+        self.verdict = "worse" if drafts < policy.ratio * expected else "kept"
         return self.verdict
 
     def to_dict(self) -> dict[str, Any]:

@@ -180,12 +180,12 @@ class DrafterSwap:
             "guard": self.guard.to_dict(),
         }
 
-    def record(self, accepted_drafts: int, verifies: int) -> str | None:
+    def record(self, accepted_drafts: int, verifies: int, shape: str = "") -> str | None:
         """Take in the result of one verify step; returns the guard's verdict when it falls."""
         record = self.history.serving
         record.acceptance.verifies += verifies
         record.acceptance.accepted_drafts += accepted_drafts
-        verdict = self.guard.record(accepted_drafts, verifies)
+        verdict = self.guard.record(accepted_drafts, verifies, shape)
         if verdict is not None:
             record.verdict = verdict
         return verdict

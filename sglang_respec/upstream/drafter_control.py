@@ -72,10 +72,10 @@ class DrafterControl:
             return DrafterReqOutput(ok=False, body={"error": str(error)})
         return DrafterReqOutput(ok=True, body=body)
 
-    def record(self, correct_drafts: list[int]) -> None:
-        """One verify step: how many drafts of each request the target accepted."""
+    def record(self, correct_drafts: list[int], shape: str) -> None:
+        """One verify step: how many drafts of each request the target accepted, in which shape."""
         swap = self._swap
-        if swap.record(sum(correct_drafts), len(correct_drafts)) == "worse":
+        if swap.record(sum(correct_drafts), len(correct_drafts), shape) == "worse":
             logger.warning("respec: drafter version %d is worse; see GET /drafter.",
                            swap.serving.number)  # fmt: skip
             self._scheduler.ipc_channels.send_to_tokenizer.send_output(

@@ -200,7 +200,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if self.planning is not None:
             config = self.planning.finished(num_correct_drafts_per_req).config
         if not config.is_plain:
-            self.feed_drafter(num_correct_drafts_per_req)
+            self.feed_drafter(num_correct_drafts_per_req, str(config))
 
     def drafter_swapped(self) -> None:
         if self.planning is not None:

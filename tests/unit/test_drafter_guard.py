@@ -52,6 +52,25 @@ def test_steps_right_after_the_swap_do_not_count():
     assert run(guard, 1, 50) == ["worse"]
 
 
+def test_another_shape_of_speculation_is_no_worse_drafter():
+    guard = Guard(POLICY, 0)
+    for _ in range(12):
+        guard.record(4 * 4, 4, "5,1,6")
+        guard.record(4 * 2, 4, "3,1,4")
+    guard.swapped(old=0, policy=None)
+    short = [guard.record(4 * 2, 4, "3,1,4") for _ in range(SETTLING_STEPS + 25)]
+    assert [each for each in short if each] == ["kept"], "two of three drafts are what it had"
+
+
+def test_a_shape_that_the_baseline_never_saw_says_nothing():
+    guard = Guard(POLICY, 0)
+    run(guard, 4, 50)
+    guard.swapped(old=0, policy=None)
+    assert not any(guard.record(0, 4, "2,1,3") for _ in range(50))
+    assert guard.verdict == "watching"
+    assert run(guard, 1, 40) == ["worse"]
+
+
 def test_without_a_baseline_nothing_is_judged():
     guard = Guard(POLICY, 0)
     run(guard, 3, 6)
