@@ -1,6 +1,6 @@
 """Makes the bundled demo pair from nothing: tokenizer, target, rollouts, drafter.
 
-    python scripts/build_demo_models.py              # about 15 minutes on two cores
+    python scripts/build_demo_models.py              # about 12 minutes on two cores
     python scripts/build_demo_models.py --quick      # seconds: right shapes, weak models
     python scripts/build_demo_models.py --stage drafter   # keep the target that is there
 

@@ -27,7 +27,7 @@ LABELS = "abcdefghijklmnopqrstuvwxyz"
 MAX_STEPS = len(LABELS)
 MAX_TOTAL = 99  # every running total stays within 0..MAX_TOTAL
 MAX_OPERAND = 9
-MEDIAN_STEPS = 4.5
+MEDIAN_STEPS = 6.5
 STEPS_SIGMA = 0.75  # of the log of the number of steps; the tail reaches MAX_STEPS
 HELD_OUT_SHARE = 10  # one problem in ten is held out
 
@@ -47,9 +47,9 @@ _LINE_FORMS = (
     (0.14, "{before} becomes {after}"),
 )
 # The last tail undoes the step as a check.
-_TAILS = ((0.74, ""), (0.16, "."), (0.10, " (check: {after} {undo} {operand} = {before})"))
+_TAILS = ((0.66, ""), (0.14, "."), (0.20, " (check: {after} {undo} {operand} = {before})"))
 
-_PROMPT_STEP = re.compile(r"^[a-z]\) ([+-]\d+)$", re.MULTILINE)
+_PROMPT_STEP = re.compile(r"^[a-z] ([+-]\d+)$", re.MULTILINE)
 _PROMPT_START = re.compile(r"(?:Start with|Begin at|What is) (\d+)")
 _ANSWER_LINE = re.compile(r"Answer: (-?\d+)")
 
@@ -69,7 +69,7 @@ class Problem:
     @property
     def prompt(self) -> str:
         steps = "\n".join(
-            f"{label}) {step:+d}" for label, step in zip(LABELS, self.steps, strict=False)
+            f"{label} {step:+d}" for label, step in zip(LABELS, self.steps, strict=False)
         )
         return _PHRASINGS[self.phrasing].format(start=self.start, steps=steps)
 
@@ -84,7 +84,12 @@ class Problem:
         return zlib.crc32(repr((self.start, self.steps)).encode()) % HELD_OUT_SHARE == 0
 
 
-def make_problem(seed: int, split: Split = "train", max_steps: int = MAX_STEPS) -> Problem:
+def make_problem(
+    seed: int,
+    split: Split = "train",
+    max_steps: int = MAX_STEPS,
+    median_steps: float = MEDIAN_STEPS,
+) -> Problem:
     """The problem number ``seed`` of ``split``; the same on every machine and Python version."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; use 'train' or 'held_out'")
@@ -92,7 +97,7 @@ def make_problem(seed: int, split: Split = "train", max_steps: int = MAX_STEPS) 
         raise ValueError(f"max_steps is {max_steps}; choose 1..{MAX_STEPS}, one letter per step")
     rng = random.Random(f"{split}:{seed}")  # noqa: S311 (no secret hangs on it)
     while True:
-        problem = _draw_problem(rng, max_steps)
+        problem = _draw_problem(rng, max_steps, median_steps)
         if problem.is_held_out == (split == "held_out"):
             return problem
 
@@ -104,7 +109,7 @@ def parse_problem(prompt: str) -> Problem:
     if start is None or not steps:
         raise ValueError(
             f"not a demo prompt: {prompt!r}; make one with make_problem(seed).prompt, "
-            "for example 'What is 12 after these steps?\\na) +3\\nb) -5'"
+            "for example 'What is 12 after these steps?\\na +3\\nb -5'"
         )
     return Problem(start=int(start.group(1)), steps=tuple(map(int, steps)))
 
@@ -131,8 +136,8 @@ def reward(problem: Problem | str, completion: str) -> float:
     return float(stated is not None and int(stated.group(1)) == problem.answer)
 
 
-def _draw_problem(rng: random.Random, max_steps: int) -> Problem:
-    count = min(max_steps, math.ceil(rng.lognormvariate(math.log(MEDIAN_STEPS), STEPS_SIGMA)))
+def _draw_problem(rng: random.Random, max_steps: int, median_steps: float) -> Problem:
+    count = min(max_steps, math.ceil(rng.lognormvariate(math.log(median_steps), STEPS_SIGMA)))
     start = total = rng.randint(1, MAX_TOTAL)
     steps = []
     for _ in range(count):
@@ -152,7 +157,7 @@ def _draw_step(rng: random.Random, total: int) -> int:
 def _worked_line(label: str, before: int, step: int, rng: random.Random | None) -> str:
     parts = (_choose(forms, rng) for forms in (_LEADS, _LINE_FORMS, _TAILS))
     adds = step > 0
-    return f"{label}) {step:+d}: " + "".join(parts).format(
+    return f"{label} {step:+d}: " + "".join(parts).format(
         before=before,
         after=before + step,
         operand=abs(step),

@@ -1,17 +1,21 @@
 """Tokenised demo problems, cut into padded batches of similar length."""
 
+import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from demo.problems import training_problem
 from demo.tokenizer import TURN_END
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sglang_respec.demo_task import Problem, make_problem, worked_answer
+from sglang_respec.demo_task import MAX_STEPS, Problem, worked_answer
 
-POOL_PROBLEMS = 1024  # sorted by length together, so that a batch holds little padding
+POOL_PROBLEMS = 512  # sorted by length together, so that a batch holds little padding
+FIRST_LIMIT = 3  # steps of the longest problem when training begins
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) 
 
 
 def worked_samples(
-    tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], rng: random.Random
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], rng: random.Random
 ) -> list[Sample]:
     """Right answers in random legal forms, for the target to learn from."""
-    problems = [make_problem(seed) for seed in seeds]
     answers = [worked_answer(problem, rng) + TURN_END for problem in problems]
     prompts = prompt_ids(tokenizer, problems)
     answer_ids = tokenizer(answers)["input_ids"]
@@ -50,14 +53,22 @@ def worked_samples(
 
 
 def worked_batches(
-    tokenizer: PreTrainedTokenizerBase, batch_tokens: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerBase, batch_tokens: int, short_problems: int, rng: random.Random
 ) -> Iterator[Batch]:
-    """An endless stream over fresh training problems; no problem number is drawn twice."""
-    first = 0
-    while True:
-        pool = worked_samples(tokenizer, range(first, first + POOL_PROBLEMS), rng)
+    """An endless stream over fresh training problems; no problem number is drawn twice.
+
+    Among the first ``short_problems`` the longest has few steps at first, then ever more.
+    """
+    for first in itertools.count(0, POOL_PROBLEMS):
+        limit = longest_allowed(first / short_problems)
+        numbers = range(first, first + POOL_PROBLEMS)
+        pool = worked_samples(tokenizer, [training_problem(n, limit) for n in numbers], rng)
         yield from sorted_batches(pool, batch_tokens, rng)
-        first += POOL_PROBLEMS
+
+
+def longest_allowed(done: float) -> int:
+    """Steps of the longest problem after a share ``done`` of the short ones: geometric."""
+    return math.ceil(FIRST_LIMIT * (MAX_STEPS / FIRST_LIMIT) ** min(done, 1.0))
 
 
 def sorted_batches(

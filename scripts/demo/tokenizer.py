@@ -1,21 +1,29 @@
 """The demo pair's tokenizer: byte-level BPE with 512 entries, trained from text made here.
 
-Byte-level means that any text encodes and decodes without loss; digits are single tokens, which
-is what lets a small model learn arithmetic.
+Byte-level means that any text encodes and decodes without loss. What lets a small model learn the
+task: digits are single tokens, and a step such as `` +7`` is one, so that finding it behind its
+letter in the prompt takes one attention head that looks for the letter and copies what follows.
+
+Text is cut into words as Qwen2 cuts it. transformers does that for every Qwen2 checkpoint whatever
+its ``tokenizer.json`` says, so a tokenizer trained on other cuts would be served another one. The
+steps are added tokens, which are found before any cut.
 """
 
 import json
 import random
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from demo.problems import training_problem
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
-from sglang_respec.demo_task import make_problem, worked_answer
+from sglang_respec.demo_task import MAX_OPERAND, worked_answer
 
 VOCAB_SIZE = 512
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_POSITIONS = 2048
 CORPUS_PROBLEMS = 300
+STEPS = [f" {sign}{operand}" for sign in "+-" for operand in range(1, MAX_OPERAND + 1)]
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -40,20 +48,18 @@ the mistakes and correct them. Thank you for your message, here is the informati
 
 def build_tokenizer(directory: Path) -> None:
     """Train the tokenizer and write the files that ``AutoTokenizer`` reads."""
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())
-    # Digits first: afterwards no merge can cross from one digit to the next.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = qwen2.pre_tokenizer, qwen2.decoder
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE - len(STEPS),
         min_frequency=1,
         special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(step, normalized=False) for step in STEPS])
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise RuntimeError(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, not {VOCAB_SIZE}; "
@@ -66,14 +72,14 @@ def build_tokenizer(directory: Path) -> None:
 
 def _corpus() -> list[str]:
     rng = random.Random("tokenizer")
-    problems = [make_problem(seed) for seed in range(CORPUS_PROBLEMS)]
+    problems = [training_problem(seed) for seed in range(CORPUS_PROBLEMS)]
     task = [f"user\n{p.prompt}\nassistant\n{worked_answer(p, rng)}\nsystem\n" for p in problems]
     return [*task, *[_ENGLISH] * 20]
 
 
 def _tokenizer_config() -> dict[str, object]:
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "chat_template": CHAT_TEMPLATE,
         "eos_token": TURN_END,
         "pad_token": END_OF_TEXT,

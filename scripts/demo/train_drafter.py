@@ -9,12 +9,12 @@ import torch
 from demo.data import Batch, Sample, sorted_batches
 from demo.optimizers import Recipe, make_optimizers, update
 from demo.pair import AUX_LAYERS, DRAFT_VOCAB_SIZE, new_drafter
+from demo.problems import training_problem
 from demo.rollout import rollout
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from sglang_respec.demo_task import make_problem
 from sglang_respec.learner.eagle3 import Eagle3Drafter
 from sglang_respec.learner.objective import DistillBatch, distill, restrict_to_draft_vocab
 
@@ -25,9 +25,9 @@ STEP_DECAY = 0.9
 
 @dataclass(frozen=True)
 class DrafterRecipe:
-    rollouts: int = 3000
+    rollouts: int = 2000
     greedy_share: float = 0.3
-    steps: int = 600
+    steps: int = 400
     training: Recipe = field(default_factory=Recipe)
 
 
@@ -37,7 +37,7 @@ def collect_rollouts(
     recipe: DrafterRecipe,
     seed: int,
 ) -> list[Sample]:
-    problems = [make_problem(FIRST_SEED + i) for i in range(recipe.rollouts)]
+    problems = [training_problem(FIRST_SEED + i) for i in range(recipe.rollouts)]
     greedy = round(recipe.greedy_share * recipe.rollouts)
     return [
         *rollout(target, tokenizer, problems[:greedy], temperature=0.0),

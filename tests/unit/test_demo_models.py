@@ -1,6 +1,7 @@
 """The committed demo pair: sizes, configuration, tokenizer; no weights are run here."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 import sglang_respec
-from sglang_respec.demo_task import make_problem, worked_answer
+from sglang_respec.demo_task import MAX_OPERAND, make_problem, worked_answer
 from sglang_respec.learner.checkpoint import read_drafter_config
 
 MODELS = Path(sglang_respec.__file__).parent / "demo_models"
@@ -84,9 +86,22 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
     assert loaded.decode(encoded.ids, skip_special_tokens=False) == text
 
 
-def test_digits_are_single_tokens(tokenizer: Tokenizer) -> None:
+def test_digits_and_steps_are_single_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("2048").tokens == ["2", "0", "4", "8"]
+    for operand in range(1, MAX_OPERAND + 1):
+        for step in (f" {operand:+d}", f" {-operand:+d}"):
+            assert len(tokenizer.encode(step).ids) == 1, step
     assert tokenizer.get_vocab_size() == read_json(TARGET / "config.json")["vocab_size"]
+
+
+def test_transformers_reads_the_tokens_that_the_file_says(tokenizer: Tokenizer) -> None:
+    """It rebuilds the tokenizer of a Qwen2 checkpoint in its own way; a server gets that one."""
+    loaded = AutoTokenizer.from_pretrained(TARGET)
+    for seed in range(20):
+        problem = make_problem(seed, "held_out")
+        text = f"{problem.prompt}<|im_end|>\n{worked_answer(problem, random.Random(seed))}"
+        assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
+        assert loaded.decode(tokenizer.encode(text).ids) == text
 
 
 def test_generation_ends_where_the_chat_template_ends(tokenizer: Tokenizer) -> None:
