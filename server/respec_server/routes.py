@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from respec_server.access import require_admin
@@ -85,6 +86,8 @@ class RefusingRoute(APIRoute):
                 return _refused(refusal)
             except (RequestValidationError, ValidationError) as error:
                 return _refused(Refusal(400, "bad_request", _first_error(error)))
+            except HTTPException as error:  # FastAPI's own, for bytes that are no JSON text
+                return _refused(Refusal(error.status_code, "bad_request", f"{error.detail}."))
             except ClientDisconnect:
                 return Response(status_code=CLIENT_LEFT)
 

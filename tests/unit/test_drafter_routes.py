@@ -8,6 +8,7 @@ import math
 import platform
 import struct
 
+import httpx
 import pytest
 from drafter_toys import DRAFT_VOCAB, HIDDEN, VOCAB, make_file, zeros
 from local_server import refused, serve_local, unharmed
@@ -201,6 +202,15 @@ def test_rollback(server):
     refused(server.rollback(to=-1), 400, "bad_request")
     refused(server.rollback(to="x"), 400, "bad_request")
     assert server.engine.serving_value() == {0.0}
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"{", b"[]", b'{"to": "\xff"}'])
+def test_a_rollback_to_what_is_no_json(server, body):
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(
+        f"{server.url}/drafter/rollback", content=body, headers=headers, trust_env=False
+    )
+    refused(answer, 400, "bad_request")
 
 
 def test_nothing_to_roll_back_to(server):
