@@ -112,9 +112,7 @@ class Plan:
 
     config: SpeculationConfig
     reason: str  # one of PLAN_REASONS; a label for metrics
-    probe_tokens: int = (
-        0  # only with PLAIN: committed tokens the drafter is to guess after the fact
-    )
+    probe_tokens: int = 0  # only with PLAIN: committed tokens the drafter is to guess
 
 
 PLAN_REASONS = {

@@ -146,7 +146,7 @@ def plot(document: dict[str, Any], path: str) -> None:
                     [100 * (share["high"] - share["median"]) for share in shares],
                 ],
                 label=name,
-                color="#1b6ca8" if name == "auto" else None,
+                color=f"C{place}",
                 error_kw={"linewidth": 0.8},
             )
         axis.axhline(97, color="black", linewidth=0.6, linestyle=":")

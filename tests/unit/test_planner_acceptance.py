@@ -217,11 +217,12 @@ def test_real_trees_are_worth_more_than_averages_say_and_the_factor_learns_it(co
     mean, committed, ranks = play(config, places, rng, 4000)
     acceptance = Acceptance((PLAIN, config))
     raw = None
-    for _ in range(4):
+    for _ in range(12):  # the first factor compares with the cold start, and must be forgotten
         acceptance.record(record(config, batch=4000, ranks=ranks, tokens=committed))
         raw = 1.0 + acceptance.averages[0][1]
-    assert 0.88 * mean < raw < mean
-    assert estimate(acceptance, config).accepted == pytest.approx(mean, rel=0.02)
+    # the same rounds taught and are judged, so this is the model's own error: 1 to 2 % here
+    assert 0.97 * mean < raw < 0.99 * mean
+    assert estimate(acceptance, config).accepted == pytest.approx(mean, rel=0.007)
 
 
 def test_a_tree_that_never_ran_is_foretold_from_a_chain_within_its_error():
