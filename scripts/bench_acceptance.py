@@ -3,7 +3,8 @@
 Same target, same drafter, same prompts, same seeds; only the rule differs. SGLang drafts what is
 likeliest and accepts by coins; here drafter and target share the noise that picks the token.
 Accepted length is tokens committed per verify, bonus included: a count, which no other load on
-the machine changes. Each round has other seeds.
+the machine changes. Each round has other seeds. The entropy beside it is the mean of
+-log p(token) over the sampled tokens, which says how much there is to guess.
 
 SGLang has no CPU kernel for its tree sampling: on a CPU its row is that rule in PyTorch
 (`sglang_respec/upstream/portable/sampling_ops.py`); on a GPU it is SGLang's own kernel.
@@ -25,7 +26,7 @@ import bench_report
 from bench_report import Bars, Spread, markdown_table, plot_grouped_bars
 from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_run import Prompts
-from rollouts import generate
+from rollouts import Batch, generate
 from tqdm import tqdm
 
 from respec_server.bundled import demo_models
@@ -41,6 +42,7 @@ COLOURS = {
 }
 
 Lengths = dict[str, dict[float, list[float]]]  # by server and temperature, one per round
+Entropies = dict[float, float]  # nats per token, by temperature
 
 
 def main() -> None:
@@ -48,7 +50,10 @@ def main() -> None:
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
     specs = server_specs(options)
     with tempfile.TemporaryDirectory() as logs, Pool(1, Path(logs)) as pool:
-        lengths = {spec.name: measure(pool.url(spec), spec.name, options) for spec in specs}
+        entropies: Entropies = {}
+        lengths = {
+            spec.name: measure(pool.url(spec), spec.name, options, entropies) for spec in specs
+        }
     result = {
         "what": "accepted length by temperature, SGLang's rule against coupled sampling",
         "command": bench_report.public_text(shlex.join(["python", *sys.argv])),
@@ -60,6 +65,7 @@ def main() -> None:
             "running_at_a_time": options.concurrency,
         },
         "servers": [spec.facts() for spec in specs],
+        "entropy_nats_per_token": {f"{t:g}": round(each, 4) for t, each in entropies.items()},
         "accepted_length": {
             name: {f"{t:g}": [round(each, 4) for each in rounds] for t, rounds in row.items()}
             for name, row in lengths.items()
@@ -85,7 +91,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model-path", default=str(target))
     parser.add_argument("--drafter-path", default=str(drafter))
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.6, 1.0, 1.3])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.6, 1.0, 1.3, 1.7])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128, help="at most, of each answer")
     parser.add_argument("--rounds", type=int, default=3)
@@ -109,7 +115,9 @@ def server_specs(options: argparse.Namespace) -> list[ServerSpec]:
     ]
 
 
-def measure(url: str, name: str, options: argparse.Namespace) -> dict[float, list[float]]:
+def measure(
+    url: str, name: str, options: argparse.Namespace, entropies: Entropies
+) -> dict[float, list[float]]:
     prompts = Prompts(options.model_path)(options.prompts)
     lengths: dict[float, list[float]] = {}
     visits = [(t, each) for t in options.temperatures for each in range(options.rounds)]
@@ -122,9 +130,22 @@ def measure(url: str, name: str, options: argparse.Namespace) -> dict[float, lis
             }
             for index in range(len(prompts))
         ]
-        batch = generate(url, prompts, sampling, concurrency=options.concurrency)
+        batch = generate(
+            url,
+            prompts,
+            sampling,
+            concurrency=options.concurrency,
+            extra={"return_logprob": True},
+        )
         lengths.setdefault(temperature, []).append(batch.accepted_length)
+        entropies[temperature] = surprise(batch)  # of the last server and round
     return lengths
+
+
+def surprise(batch: Batch) -> float:
+    """Mean of -log p over the sampled tokens: an unbiased estimate of the entropy per token."""
+    drawn = [-entry[0] for each in batch.rollouts for entry in each.meta["output_token_logprobs"]]
+    return sum(drawn) / len(drawn)
 
 
 def section(lengths: Lengths, result: dict[str, Any]) -> str:
@@ -138,6 +159,8 @@ def section(lengths: Lengths, result: dict[str, Any]) -> str:
         ]
         gains = [Spread.of(ours[t]).median / Spread.of(stock[t]).median - 1 for t in temperatures]
         rows.append(["gain", *(f"{gain:+.1%}" for gain in gains)])
+    nats = result["entropy_nats_per_token"]
+    entropy = ["entropy, nats per token", *(f"{nats[f'{t:g}']:.2f}" for t in temperatures)]
     machine, versions, load = result["machine"], result["versions"], result["load"]
     device = machine["gpus"][0] if machine["gpus"] else f"{machine['cpu']}, no GPU"
     rendered = "" if machine["gpus"] else " SGLang's rule is rendered in PyTorch there."
@@ -146,7 +169,9 @@ def section(lengths: Lengths, result: dict[str, Any]) -> str:
         f"{versions['commit']}; {load['prompts']} held-out prompts of the bundled models, at most "
         f"{load['max_new_tokens']} tokens, natural end; median of {load['rounds']} rounds of other "
         f"seeds (smallest–largest).{rendered}\n\n"  # noqa: RUF001
-        + markdown_table(["accepted length", *(f"T = {t:g}" for t in temperatures)], rows)
+        + markdown_table(
+            ["accepted length", *(f"T = {t:g}" for t in temperatures)], [*rows, entropy]
+        )
     )
 
 
