@@ -78,7 +78,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "concurrency": options.concurrency,
         "servers": [spec.facts() for spec in specs],
-        "found": found(asks, answers[0], answers[1], read(log)),
+        "found": found(asks, answers[0], answers[1], read(log))
+        | {"retractions": (LOGS / "switching.log").read_text(encoding="utf-8").count("Retract")},
     }
 
 
@@ -86,7 +87,7 @@ def servers(options: argparse.Namespace, log: Path) -> list[ServerSpec]:
     target, drafter = map(str, demo_models())
     common: tuple[str, ...] = ("--model-path", target, "--dtype", "float32")
     common += ("--max-running-requests", str(options.concurrency))
-    common += ("--chunked-prefill-size", "64", "--max-total-tokens", "6000")
+    common += ("--chunked-prefill-size", "64", "--max-total-tokens", "2600")
     fuzz = ("--respec-policy", f"fuzz:{options.seed}", "--respec-configs", OTHERS)
     tap = ("--respec-tap-window", "64", "--respec-plain-prefill", "tap")
     switching = (*common, *speculation(drafter, *OWN), *fuzz, *tap, "--respec-step-log", str(log))
@@ -117,12 +118,15 @@ async def ask_all(url: str, asks: list[Ask], concurrency: int) -> list[tuple[int
     ) as client:
 
         async def one(number: int, ask: Ask) -> tuple[int, ...]:
-            body = {"input_ids": ask.prompt, "sampling_params": ask.sampling, "rid": f"s{number}"}
+            rid = (
+                f"switching-{number:05d}"  # SGLang aborts whatever begins with the text it is told
+            )
+            body = {"input_ids": ask.prompt, "sampling_params": ask.sampling, "rid": rid}
             async with gate:
                 running = asyncio.create_task(client.post("/generate", json=body))
                 if ask.abort_after_s is not None:
                     await asyncio.sleep(ask.abort_after_s)
-                    await client.post("/abort_request", json={"rid": f"s{number}"})
+                    await client.post("/abort_request", json={"rid": rid})
                 answer = await running
             return tuple(answer.json().get("output_ids", ()))
 

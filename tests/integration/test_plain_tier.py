@@ -186,12 +186,13 @@ async def _with_aborts(url: str, prompts: list[list[int]]) -> dict[int, tuple[in
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
 
         async def one(index: int) -> tuple[int, ...]:
+            rid = f"{index:03d}"  # SGLang aborts whatever begins with the text it is told
             async with gate:
-                body = {"input_ids": prompts[index], "sampling_params": GREEDY, "rid": f"r{index}"}
+                body = {"input_ids": prompts[index], "sampling_params": GREEDY, "rid": rid}
                 running = asyncio.create_task(client.post("/generate", json=body))
                 if index % 3 == 0:
                     await asyncio.sleep(0.05 + 0.01 * index)
-                    await client.post("/abort_request", json={"rid": f"r{index}"})
+                    await client.post("/abort_request", json={"rid": rid})
                 answer = await running
             return tuple(answer.json().get("output_ids", ()))
 
