@@ -15,7 +15,7 @@ from sampling_oracle import ALL, GREEDY, Parameters
 Kernel = Callable[..., Any]
 POISON_TOKEN = -77
 TEMPERATURES = (0.6, 1.0, 1.3)
-TOP_KS = (GREEDY, 3, 20, ALL)
+TOP_KS = (ALL, 20, GREEDY, 3)  # of one request after the other
 TOP_PS = (0.3, 0.95, 1.0)
 MIN_PS = (0.0, 0.05, 0.5)
 
@@ -65,11 +65,12 @@ def row_arguments(case: Rows, device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def some_parameters(draw: random.Random, filtered: bool = True) -> Parameters:
-    """Any mixture; without filters, still greedy or not."""
+def some_parameters(draw: random.Random, request: int, filtered: bool = True) -> Parameters:
+    """Any mixture; every fourth request is greedy, the first is not."""
+    top_k = TOP_KS[request % len(TOP_KS)]
     return Parameters(
         temperature=draw.choice(TEMPERATURES),
-        top_k=draw.choice(TOP_KS if filtered else (GREEDY, ALL)),
+        top_k=top_k if filtered or top_k == GREEDY else ALL,
         top_p=draw.choice(TOP_PS) if filtered else 1.0,
         min_p=draw.choice(MIN_PS) if filtered else 0.0,
         seed=draw.getrandbits(63),
@@ -98,7 +99,7 @@ def random_rows(
     return Rows(
         logits.masked_fill(banned, -math.inf).to(dtype),
         [draw.randrange(1 << 20) for _ in range(rows)],
-        [some_parameters(draw, filtered) for _ in range(requests)],
+        [some_parameters(draw, request, filtered) for request in range(requests)],
         filtered=filtered,
     )
 

@@ -93,3 +93,10 @@ def test_greedy_ties_go_to_the_lowest_id(draft_topk) -> None:
     case = Rows(logits, [0, 1], [Parameters(0.7, 1, seed=s) for s in range(2)])
     check_drafts(draft_topk, case, 5)
     check_drafts(draft_topk, case, 5, greedy=True)
+
+
+def test_equal_scores_go_to_the_lowest_id(draft_topk) -> None:
+    """Noise alone never ties within a row (the hash of an id is one to one); a map can make it."""
+    case = Rows(torch.zeros(3, 100), [5, 6, 7], [Parameters(seed=3)])
+    check_drafts(draft_topk, case, 5, [token // 3 for token in range(100)])
+    check_drafts(draft_topk, case, 16, [7] * 100)

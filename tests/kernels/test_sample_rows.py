@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from sampling_cases import Rows, check_rows, random_rows
+from sampling_cases import Rows, check_rows, random_rows, row_arguments
 from sampling_oracle import Parameters
 
 
@@ -72,6 +72,25 @@ def test_one_allowed_token_wins_with_any_noise(sample_rows) -> None:
     case = Rows(logits, [3, 4, 5], narrow)
     assert [case.expected(row)[0] for row in range(3)] == [39, 39, 39]
     check_rows(sample_rows, case)
+
+
+def test_bounds_are_inclusive(sample_rows) -> None:
+    """Mass before = top_p, and p = min_p * max p, exactly: four equal tokens, powers of two."""
+    logits = torch.zeros(8, 4)
+    in_mass = Rows(logits, list(range(8)), [Parameters(top_p=0.5, seed=5)])
+    in_weight = Rows(logits, list(range(8)), [Parameters(min_p=1.0, seed=5)])
+    for case, last in ((in_mass, 2), (in_weight, 3)):
+        assert last in {case.expected(row)[0] for row in range(8)}
+        check_rows(sample_rows, case)
+
+
+def test_parameters_out_of_range_leave_the_most_probable_token(sample_rows) -> None:
+    """Nothing hangs, nothing is out of bounds; the server refuses them long before."""
+    logits = torch.linspace(0, 3, 40).expand(3, 40).clone()
+    wrong = [Parameters(min_p=1.5), Parameters(top_p=-1.0), Parameters(top_k=0, top_p=0.9)]
+    tokens, _ = sample_rows(**row_arguments(Rows(logits, [3, 4, 5], wrong)))
+    assert tokens[:2].tolist() == [39, 39]
+    assert 0 <= tokens[2].item() < 40
 
 
 def test_all_greedy_takes_the_lowest_of_the_largest(sample_rows) -> None:

@@ -144,3 +144,15 @@ def test_all_greedy(verify_sampled_tree, schedule: str) -> None:
     case.rows = Rows(case.rows.logits, case.rows.positions, greedy, filtered=False)
     check_trees(verify_sampled_tree, case, schedule)
     check_trees(verify_sampled_tree, case, schedule, greedy=True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_last_of_four_siblings_is_found(verify_sampled_tree, schedule: str) -> None:
+    case = drafted(2, 1, 6, 50, 3)
+    case.trees = [Tree((None, 0, 0, 0, 0, 4))]
+    wanted = [case.rows.expected(row)[0] for row in (0, 4)]
+    others = [token for token in range(50) if token not in wanted]
+    case.candidates = [[others[0], others[1], others[2], others[3], *wanted]]
+    check_trees(verify_sampled_tree, case, schedule)
+    got = verify_sampled_tree(**arguments_of(case), schedule=schedule)
+    assert got.accept_index.tolist() == [[0, 4, 5]]

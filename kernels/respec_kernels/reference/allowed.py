@@ -9,8 +9,8 @@ Definition
         mass strictly before v in that order  <= top_p * mass of the row      (top_p < 1)
         weight(v)  >= min_p * weight of the most probable token
 
-    Each keeps a prefix of the order, so the allowed set is a prefix too, and never empty: nothing
-    lies before the most probable token.
+    The most probable token always is. Each filter keeps a prefix of the order, so the allowed set
+    is a prefix too.
 Rounding
     Sums of floats depend on the order of summation, which differs between devices. Here masses
     are sums of integers, exact in any order. A token's weight is exp(t - max t) in units of 2^-40,
@@ -92,6 +92,7 @@ def allowed(
     kept = mass.sub_(weight) <= limit[:, None]
     kept &= weight >= least_weights(min_ps)[:, None]
     kept &= _ranks(scaled.shape[1], scaled.device) < top_ks[:, None]
+    kept[:, 0] = True
     return torch.empty_like(kept).scatter_(1, order, kept)
 
 

@@ -6,7 +6,7 @@ Mathematics
     (at first, all). One pass over the row counts and weighs the tokens before v, which decides
     whether v is allowed. If it is, v is the winner among the allowed. If not, nothing from v on is,
     v becomes the bound, and the winner among the tokens before it, found in the same pass, is the
-    next v. The most probable token is always allowed, so this ends; whatever the logits, the noise
+    next v. The most probable token is always allowed, so this ends. Whatever the logits, the noise
     is independent of them, so a pass cuts the mass left over by a random fraction, and the first v
     is allowed with a chance of the allowed mass: 0.95 and more for a top-p of 0.95.
     Masses are the integers of the definition, so verdicts do not depend on the order of summation.
@@ -35,11 +35,8 @@ def judge(count, mass, total, weight, top_k, top_p, min_p):  # type: ignore[no-u
     """Whether a token is allowed that has count tokens of this mass before it."""
     limit = (total.to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
     in_mass = (mass <= limit) | (top_p >= 1.0)
-    return (
-        (count < top_k)
-        & in_mass
-        & (weight.to(tl.float64) >= min_p.to(tl.float64) * 1099511627776.0)
-    )
+    heavy = weight.to(tl.float64) >= min_p.to(tl.float64) * 1099511627776.0
+    return (count == 0) | ((count < top_k) & in_mass & heavy)
 
 
 @triton.jit
