@@ -31,9 +31,9 @@ from respec_kernels.triton.tuning import Tuning, tuning_for
 
 
 @triton.jit
-def _row_and_owner(
+def _row_and_owner(  # type: ignore[no-untyped-def]
     slot, live_ptr, requests_ptr, per_request, LIVE: tl.constexpr, NAMED: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """The row of this output (-1: none) and its request."""
     row = slot.to(tl.int64)
     if LIVE:
@@ -91,9 +91,9 @@ def _inspected(floats_ptr, ints_ptr, slot, SPLITS: tl.constexpr, PARTS: tl.const
 
 
 @triton.jit
-def _verdict(
+def _verdict(  # type: ignore[no-untyped-def]
     row_ptr, pivot, temperature, peak, count, mass, total, top_k, top_p, min_p, high_ptr, low_ptr
-):  # type: ignore[no-untyped-def]
+):
     t = tl.div_rn(tl.load(row_ptr + pivot).to(tl.float32), temperature)
     weight = weights(peak - t, high_ptr, low_ptr)
     return judge(count, mass, total, weight, top_k, top_p, min_p)
