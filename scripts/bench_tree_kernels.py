@@ -12,22 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_timing import ROOT, Call, machine, state, timings
 
 from respec_kernels import TreeMaskMode, build_tree, packed_bytes, verify_tree
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "kernels"))
 cases = import_module("tree_cases")
 
@@ -37,48 +31,6 @@ TREES = {  # nodes: (topk, steps)
     "tree": {4: (2, 2), 16: (4, 4), 32: (8, 5)},
 }
 SEQ_LEN = 512
-Call = Callable[[], object]
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """Return the commit that last changed what is timed, with a + if it was changed since."""
-    timed = ["kernels", "scripts/bench_tree_kernels.py"]
-    asked = (
-        ["git", "log", "-1", "--format=%h", "--", *timed],
-        ["git", "diff", "HEAD", "--", *timed],
-    )
-    found, changed = (
-        subprocess.run(each, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for each in asked
-    )
-    return found + ("+" if changed else "") if found else "unknown"
-
-
-def machine(device: str) -> dict[str, Any]:
-    facts = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["cuda"] = torch.version.cuda
-        facts["triton"] = import_module("triton").__version__
-    return facts
-
-
-def state() -> dict[str, Any]:
-    """Return how busy the machine was, and whether this process went first."""
-    return {"load_average": round(os.getloadavg()[0], 1), "nice": os.nice(0)}
 
 
 def sglang_kernels(device: str) -> tuple[Any, str]:
@@ -103,63 +55,6 @@ def build_bytes(batch: int, nodes: int, topk: int, steps: int, mode: TreeMaskMod
 def verify_bytes(batch: int, nodes: int, slots: int) -> int:
     """Return the bytes verify_tree must move; at most ``slots`` nodes are visited."""
     return 8 * batch * nodes * 4 + 8 * batch * slots + 4 * batch * (2 * slots + 1)
-
-
-def summary(samples: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(samples, n=4)
-    return {
-        "median_us": round(middle, 2),
-        "p25_us": round(low, 2),
-        "p75_us": round(high, 2),
-        "min_us": round(min(samples), 2),
-        "samples": len(samples),
-    }
-
-
-def time_calls(call: Call, device: str, samples: int) -> dict[str, float]:
-    """Time ordinary calls; on a GPU, in batches of ten between two synchronisations."""
-    group = 10 if device == "cuda" else 1
-    for _ in range(20):
-        call()
-    found = []
-    for _ in range(samples):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(group):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        found.append((time.perf_counter() - start) / group * 1e6)
-    return summary(found)
-
-
-def time_launches(call: Call, samples: int, launches: int = 100) -> dict[str, float]:
-    """Time launches inside one CUDA graph: what the device needs, without the host."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(launches):
-            call()
-    graph.replay()
-    found = []
-    for _ in range(samples):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end) / launches * 1e3)
-    return summary(found)
-
-
-def timings(calls: dict[str, Call], device: str, samples: int) -> dict[str, Any]:
-    return {
-        who: {"call": time_calls(call, device, samples)}
-        | ({"device": time_launches(call, samples)} if device == "cuda" else {})
-        for who, call in calls.items()
-    }
 
 
 def bench_build(
@@ -259,7 +154,7 @@ def main() -> None:
     report = {
         "what": "build_tree and verify_tree, microseconds; every row checked before it was timed",
         "baseline": baseline if sglang else f"none: {baseline}",
-        "machine": machine(device) | state(),
+        "machine": machine(device, "scripts/bench_tree_kernels.py") | state(),
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ class Machine:
 
 # A GPU: an order of magnitude (HBM at 2 TB/s; a launch inside a CUDA graph, its drain included).
 GPU = Machine(bytes_per_s=2e12, launch_s=4e-6)
-# One CPU thread: sample_rows takes about 40 ns per cell; a "launch" is some 40 PyTorch calls.
-CPU = Machine(bytes_per_s=1e8, launch_s=150e-6)
+# One CPU thread of docs/results/kernels_cpu.json: about 20 ns per float32 cell, and 0.4 ms for the
+# PyTorch calls of a level.
+CPU = Machine(bytes_per_s=2e8, launch_s=2e-4)
 
 
 def choose_schedule(

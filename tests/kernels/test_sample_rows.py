@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from sampling_cases import Rows, check_rows, random_rows, row_arguments
-from sampling_oracle import Parameters
+from sampling_oracle import ALL, Parameters
 
 
 @pytest.fixture
@@ -74,14 +74,32 @@ def test_one_allowed_token_wins_with_any_noise(sample_rows) -> None:
     check_rows(sample_rows, case)
 
 
-def test_bounds_are_inclusive(sample_rows) -> None:
-    """Mass before = top_p, and p = min_p * max p, exactly: four equal tokens, powers of two."""
-    logits = torch.zeros(8, 4)
-    in_mass = Rows(logits, list(range(8)), [Parameters(top_p=0.5, seed=5)])
-    in_weight = Rows(logits, list(range(8)), [Parameters(min_p=1.0, seed=5)])
-    for case, last in ((in_mass, 2), (in_weight, 3)):
-        assert last in {case.expected(row)[0] for row in range(8)}
-        check_rows(sample_rows, case)
+def test_flat_rows_need_many_inspections(sample_rows) -> None:
+    """The best score is seldom an allowed one's: verdicts are asked for again and again."""
+    logits = torch.randn(6, 100, generator=torch.Generator().manual_seed(3)) * 0.2
+    harsh = [
+        *(Parameters(top_k=3, seed=seed) for seed in range(2)),
+        *(Parameters(top_p=0.05, seed=seed) for seed in range(2)),
+        *(Parameters(0.7, min_p=0.85, seed=seed) for seed in range(2)),
+    ]
+    case = Rows(logits, list(range(6)), harsh)
+    unfiltered = replace(
+        case, parameters=[replace(p, top_k=ALL, top_p=1.0, min_p=0.0) for p in harsh]
+    )
+    assert all(case.expected(row) != unfiltered.expected(row) for row in range(6))
+    check_rows(sample_rows, case)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "last"),
+    [(Parameters(top_p=0.5), 2), (Parameters(min_p=1.0), 3), (Parameters(top_k=2), 1)],
+    ids=["mass before = top_p", "p = min_p * max p", "rank < top_k"],
+)
+def test_bounds_are_exact(sample_rows, parameters: Parameters, last: int) -> None:
+    """Four equal tokens: the bound lies on one of them, in powers of two."""
+    case = Rows(torch.zeros(8, 4), list(range(8)), [replace(parameters, seed=5)])
+    assert max(case.expected(row)[0] for row in range(8)) == last
+    check_rows(sample_rows, case)
 
 
 def test_parameters_out_of_range_leave_the_most_probable_token(sample_rows) -> None:
