@@ -55,6 +55,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         self.configs = self.choice.may_run(self.ready, bool(self.settings.profile))
         self.draft_worker.put_off = self.configs == (PLAIN,)
         self._plain_now = False
+        logger.info("respec: RespecWorker serves EAGLE3.")
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
