@@ -118,6 +118,7 @@ class RewardBook:
             self._late.append(reward)
         else:
             self._early[reward.request_id] = (reward, now)
+            self._early.move_to_end(reward.request_id)
 
     def _remember(self, request_id: str, reward: Reward | None) -> None:
         self._known[request_id] = reward
