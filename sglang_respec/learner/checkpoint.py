@@ -28,13 +28,6 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _UNTRAINED_OPTIONS = (
     "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output", "bias", "norm_before_residual",
 )  # fmt: skip
-    "norm_before_fc",
-    "fc_norm",
-    "use_aux_norm",
-    "norm_output",
-    "bias",
-    "norm_before_residual",
-)
 
 
 def save_drafter(

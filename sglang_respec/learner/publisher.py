@@ -55,7 +55,7 @@ class Candidate:
     weights: Path
     sha256: str
     label: str
-    base_version: int
+    base: Serving  # what it was judged against
     step: int
     accepted_length: float
 
@@ -85,6 +85,7 @@ class Publisher:
         self._sink, self._give_up_s, self._sleep = sink, give_up_s, sleep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="respec-publish")
         self._flight: Future[Outcome] | None = None
+        self._glance: Future[Serving | None] | None = None
         self._closing = False
 
     @property
@@ -95,6 +96,7 @@ class Publisher:
     def submit(self, candidate: Candidate) -> None:
         if self._flight is not None:
             raise RuntimeError("a push is in flight; take its outcome first")
+        self._glance = None  # older than this push
         self._flight = self._pool.submit(self._publish, candidate)
 
     def take(self, *, wait: bool = False) -> Outcome | None:
@@ -103,6 +105,24 @@ class Publisher:
             return None
         flight, self._flight = self._flight, None
         return flight.result()
+
+    def look(self) -> None:
+        """Ask what serves, unless a push or another look is under way; see :meth:`seen`."""
+        if self._flight is None and self._glance is None:
+            self._glance = self._pool.submit(self._serving)
+
+    def seen(self) -> Serving | None:
+        """What the last :meth:`look` found, once; None where there is nothing new."""
+        if self._glance is None or not self._glance.done():
+            return None
+        glance, self._glance = self._glance, None
+        return glance.result()
+
+    def _serving(self) -> Serving | None:
+        try:
+            return self._sink.serving()
+        except SinkUnavailable:  # a push will say so, and why
+            return None
 
     def close(self) -> None:
         """End after the attempt under way."""
@@ -129,12 +149,12 @@ class Publisher:
         serving = self._sink.serving()
         if serving.sha256 == candidate.sha256:
             return "published", serving, "it serves already"
-        if serving.version != candidate.base_version:
+        if serving != candidate.base:  # a restarted server counts from 0 again
             return "moved", serving, f"version {serving.version} serves"
         try:
             pushed = self._sink.push(
                 candidate.weights, sha256=candidate.sha256, label=candidate.label,
-                base_version=candidate.base_version,
+                base_version=candidate.base.version,
             )  # fmt: skip
         except VersionConflict:
             serving = self._sink.serving()

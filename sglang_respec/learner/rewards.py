@@ -11,15 +11,19 @@
 | a rollout of an id that was seen already | left out, counted: a chunk may come twice |
 """
 
+from __future__ import annotations
+
 import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sglang_respec.errors import RespecError
-from sglang_respec.learner.samples import RolloutSample
+
+if TYPE_CHECKING:  # a door for rewards needs no torch
+    from sglang_respec.learner.samples import RolloutSample
 
 Missing = Literal["one", "drop"]
 MAX_EARLY = 65536  # rewards kept for rollouts that have not come

@@ -39,7 +39,6 @@ class LearnerState:
     serving_sha256: str  # of the weights that served then; empty for the server's first drafter
     reference_length: float | None  # what they accepted when they began to serve
     last_publish_step: int
-    trained_tokens: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,6 @@ class CheckpointStore:
         serving_sha256: str,
         reference_length: float | None,
         last_publish_step: int,
-        trained_tokens: int,
     ) -> Checkpoint:
         """Write one, remove the oldest. One of the same step is there already and stays."""
         final = self.folder / f"{PREFIX}{step:08d}"
@@ -92,7 +90,7 @@ class CheckpointStore:
         save_file(trainer, partial / TRAINER_FILE)
         state = LearnerState(
             step, sha256_of(partial / WEIGHTS_FILE), base_version, serving_sha256,
-            reference_length, last_publish_step, trained_tokens,
+            reference_length, last_publish_step,
         )  # fmt: skip
         text = json.dumps(asdict(state), indent=2) + "\n"
         (partial / STATE_FILE).write_text(text, encoding="utf-8")
