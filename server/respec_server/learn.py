@@ -18,8 +18,11 @@ from sglang_respec.learner.settings import LearnerSettings, kind_of, settings_ta
 
 if TYPE_CHECKING:
     from respec_server.learn_receiver import Door
+    from sglang_respec.learner.journal import Journal
     from sglang_respec.learner.loop import Learner
     from sglang_respec.learner.publisher import Serving, WeightSink
+    from sglang_respec.learner.rewards import RewardBook
+    from sglang_respec.learner.spool import Spool
 
 logger = logging.getLogger("sglang_respec.learner")
 
@@ -107,19 +110,22 @@ def learn(options: argparse.Namespace, settings: LearnerSettings, stop: threadin
     from respec_server.learn_sink import HttpSink
     from sglang_respec.learner.journal import Journal
     from sglang_respec.learner.rewards import RewardBook
+    from sglang_respec.learner.spool import Spool
 
     _refuse_open_door(options)
     book = RewardBook(settings.reward_window_s, settings.missing_reward)  # type: ignore[arg-type]
     journal = Journal(_journal_path(options))
     sink = HttpSink(options.server, options.server_admin_key)
     state: dict[str, Any] = {"learner": None}
-    with _door(options, settings, book, state) as door:
+    folder = Path(options.output) / "spool" if options.source == "http" else Path(options.source)
+    spool = Spool(folder, settings.spool_mb << 20)
+    with _door(options, spool, book, state) as door:
         logger.info("listening on %s", door.url)
         trainable = _load(options, settings)
         serving = _wait_for_server(sink, options.server, stop)
         if serving is None:
             return 0
-        learner = _assemble(options, settings, book, journal, sink, trainable, serving)
+        learner = _assemble(options, settings, spool, book, journal, sink, trainable, serving)
         state["learner"] = learner
         journal.write("started", settings=dataclasses.asdict(settings), version=serving.version)
         try:
@@ -130,18 +136,16 @@ def learn(options: argparse.Namespace, settings: LearnerSettings, stop: threadin
 
 
 def _door(
-    options: argparse.Namespace, settings: LearnerSettings, book: Any, state: dict[str, Any]
+    options: argparse.Namespace, spool: Spool, book: RewardBook, state: dict[str, Any]
 ) -> Door:
     from respec_server.learn_receiver import Door, make_app
-    from sglang_respec.learner.spool import Spool
 
     def status() -> dict[str, Any]:
         learner = state["learner"]
         return {"state": "starting"} if learner is None else {
             "state": "learning", **learner.status()}  # fmt: skip
 
-    spool = Spool(_spool_folder(options), settings.spool_mb << 20)
-    limit = min(MAX_CHUNK_BYTES, settings.spool_mb << 20)
+    limit = min(MAX_CHUNK_BYTES, spool.budget_bytes)
     app = make_app(spool, book, status, admin_key=options.admin_key, max_chunk_bytes=limit)
     return Door(app, options.host, options.port)
 
@@ -150,17 +154,19 @@ def _load(options: argparse.Namespace, settings: LearnerSettings) -> Any:
     """The drafter to begin with, on the learner's device, in float32."""
     from sglang_respec.learner.checkpoint import load_drafter
     from sglang_respec.learner.target import read_target_tables
+    from sglang_respec.learner.trainer import on_device
 
     tables = read_target_tables(options.model_path)
     drafter = load_drafter(options.drafter_path, tables.embed_tokens, lm_head=tables.lm_head)
-    return drafter.to(settings.device)
+    return on_device(drafter, settings.device)
 
 
 def _assemble(
     options: argparse.Namespace,
     settings: LearnerSettings,
-    book: Any,
-    journal: Any,
+    spool: Spool,
+    book: RewardBook,
+    journal: Journal,
     sink: WeightSink,
     drafter: Any,
     serving: Serving,
@@ -185,7 +191,7 @@ def _assemble(
         settings.max_age_s, settings.held_out_share,
     )  # fmt: skip
     learner = Learner(
-        source=SpoolSource(_spool_folder(options), settings.spool_mb << 20),
+        source=SpoolSource(spool),
         book=book,
         buffer=ReplayBuffer(limits),
         trainer=Trainer(drafter, settings),
@@ -227,10 +233,6 @@ def _refuse_open_door(options: argparse.Namespace) -> None:
             f"--host {options.host} is not this machine alone; give an --admin-key, which those "
             "who post rollouts and rewards must then send."
         )
-
-
-def _spool_folder(options: argparse.Namespace) -> Path:
-    return Path(options.output) / "spool" if options.source == "http" else Path(options.source)
 
 
 def _journal_path(options: argparse.Namespace) -> Path:

@@ -92,7 +92,9 @@ def kind_of(field: dataclasses.Field[Any]) -> type:
 
 
 def check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise `RespecError` unless this is a value of the setting."""
     kind, meta = kind_of(field), field.metadata
+    least: Any = meta.get("least")
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise RespecError(f"{field.name} must be a {kind.__name__}, got {value!r}.")
     if "choices" in meta and value not in meta["choices"]:
@@ -100,6 +102,6 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     if kind is str:
         return
     # Where no least is given, 0 is excluded: of integers the least is 1.
-    if not (value >= meta["least"] if "least" in meta else value > 0) or value == float("inf"):
-        least = f"{meta['least']} or more" if "least" in meta else "more than 0"
-        raise RespecError(f"{field.name} must be {least}, got {value!r}.")
+    if not (value > 0 if least is None else value >= least) or value == float("inf"):
+        wanted = "more than 0" if least is None else f"{least} or more"
+        raise RespecError(f"{field.name} must be {wanted}, got {value!r}.")

@@ -1,7 +1,6 @@
 """Where samples come from. The learner knows the protocol; a folder of chunks is one source."""
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -29,8 +28,8 @@ class SpoolSource:
     """Chunks of a :class:`.Spool`, one per call. A chunk is removed when it has been read; one
     that cannot be used is removed, counted, and its fault logged."""
 
-    def __init__(self, folder: str | os.PathLike[str], budget_bytes: int) -> None:
-        self._spool = Spool(folder, budget_bytes)
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
         self._read_chunks = self._bad_chunks = 0
 
     def read(self) -> list[RolloutSample]:

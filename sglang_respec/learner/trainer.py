@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sglang_respec.errors import RespecError
 from sglang_respec.learner.batches import Window, collate
 from sglang_respec.learner.eagle3 import Eagle3Drafter
 from sglang_respec.learner.objective import distill
@@ -27,6 +28,15 @@ class StepFigures:
     grad_norm: float
     tokens: int  # in the batch, without padding
     applied: bool  # false where the loss or the gradient was not finite
+
+
+def on_device(drafter: Eagle3Drafter, name: str) -> Eagle3Drafter:
+    """Move it. Raises `RespecError` for a device that torch does not have here."""
+    try:
+        return drafter.to(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RespecError(f"The device {name!r} cannot be used ({reason}); try cpu.") from error
 
 
 class Trainer:
