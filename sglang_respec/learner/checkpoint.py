@@ -28,6 +28,10 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _UNTRAINED_OPTIONS = (
     "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output", "bias", "norm_before_residual",
 )  # fmt: skip
+_REQUIRED_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
 
 
 def save_drafter(
@@ -116,6 +120,11 @@ def read_drafter_config(directory: Path) -> DrafterConfig:
     if "speculators_model_type" in raw:
         raw = _from_speculators(raw)
     _refuse_what_we_cannot_train(raw)
+    lacking = [name for name in _REQUIRED_SIZES if not raw.get(name)]
+    if lacking:
+        raise RespecError(
+            f"{directory / CONFIG_FILE} lacks {', '.join(lacking)}; export the drafter again."
+        )
     raw["target_hidden_size"] = raw.get("target_hidden_size") or raw["hidden_size"]
     raw["head_dim"] = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     raw.setdefault("num_key_value_heads", raw["num_attention_heads"])
@@ -127,12 +136,7 @@ def read_drafter_config(directory: Path) -> DrafterConfig:
         raw.setdefault("num_aux_hidden_states", len(layers))
         raw["aux_layer_ids"] = tuple(layers)
     names = {field.name for field in fields(DrafterConfig)}
-    try:
-        return DrafterConfig(**{name: value for name, value in raw.items() if name in names})
-    except TypeError as error:
-        raise RespecError(
-            f"{directory / CONFIG_FILE} lacks a size ({error}); export the drafter again."
-        ) from error
+    return DrafterConfig(**{name: value for name, value in raw.items() if name in names})
 
 
 def _from_speculators(raw: dict[str, Any]) -> dict[str, Any]:

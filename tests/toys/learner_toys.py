@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from respec_kernels import sample_rows
 from sglang_respec.learner.eagle3 import DrafterConfig, Eagle3Drafter
 from sglang_respec.learner.samples import RolloutSample
+
+torch.set_num_threads(1)  # tensors of a few numbers; threads only cost here
 
 VOCAB, HIDDEN = 13, 8
 DRAFT_IDS = torch.tensor([0, 2, 3, 6, 8, 9, 12])
@@ -45,6 +48,7 @@ def make_drafter(seed: int = 0, draft_ids: Tensor = DRAFT_IDS) -> Eagle3Drafter:
     return drafter
 
 
+@cache
 def markov_rollout(
     number: int,
     *,
