@@ -126,7 +126,7 @@ class RecordingServer:
 
         @app.get("/drafter")
         def state() -> dict[str, Any]:
-            versions = [{"number": n, "sha256": each} for n, each in self.hashes.items()]
+            versions = [{"number": n, "sha256": each} for n, each in list(self.hashes.items())]
             return {"serving": self.version, "versions": versions}
 
         @app.post("/update_drafter")

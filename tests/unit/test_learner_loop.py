@@ -137,7 +137,7 @@ def test_a_guard_that_takes_the_weights_back_is_noticed(tmp_path: Path) -> None:
         learner = make_learner(tmp_path, server)
 
         def back_once() -> bool:
-            if len(server.bodies) == 1:
+            if len(server.bodies) == 1 and server.version == 1:
                 server.serve("")  # as a guard brings the first drafter back
             return len(events(tmp_path, "rebased")) > 0 and len(server.bodies) >= 2
 
@@ -264,6 +264,6 @@ def test_a_torn_journal_is_read_and_gone_on_with(tmp_path: Path) -> None:
     assert [each["step"] for each in read_journal(path)] == [1, 2]
     plot_journal(path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    Journal(tmp_path / "empty").close()
     with pytest.raises(RespecError, match="no updates yet"):
-        Journal(tmp_path / "empty").close()
         plot_journal(tmp_path / "empty", tmp_path / "x.png")
