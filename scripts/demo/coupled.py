@@ -81,7 +81,8 @@ def _generate(
     target: Qwen2ForCausalLM, prompt: list[int], temperature: float, seed: int, limit: int
 ) -> list[int]:
     cache = DynamicCache(config=target.config)
-    inputs, answer = torch.tensor([prompt]), []
+    inputs = torch.tensor([prompt])
+    answer: list[int] = []
     while len(answer) < limit:
         logits = target(input_ids=inputs, past_key_values=cache, use_cache=True).logits[:, -1]
         position = len(prompt) + len(answer) - 1

@@ -207,12 +207,14 @@ class Learner:
         )  # fmt: skip
 
     def _checkpoint(self) -> Checkpoint:
+        pushing = self._publisher.in_flight
         return self._store.save(
             self._trainer.drafter, self._trainer.state_tensors(), step=self._trainer.step,
             base_version=self._baseline.serving.version,
             serving_sha256=self._baseline.serving.sha256,
             reference_length=self._baseline.reference_length,
             last_publish_step=self._last_publish_step,
+            in_flight=pushing.sha256 if pushing else "",
         )  # fmt: skip
 
     def _take_in(self, outcome: Outcome) -> None:

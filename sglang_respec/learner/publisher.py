@@ -86,6 +86,7 @@ class Publisher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="respec-publish")
         self._flight: Future[Outcome] | None = None
         self._glance: Future[Serving | None] | None = None
+        self._candidate: Candidate | None = None
         self._closing = False
 
     @property
@@ -93,10 +94,16 @@ class Publisher:
         """Whether a push is under way or its outcome was not taken yet."""
         return self._flight is not None
 
+    @property
+    def in_flight(self) -> Candidate | None:
+        """What is being pushed: its file is still needed."""
+        return self._candidate if self.busy else None
+
     def submit(self, candidate: Candidate) -> None:
         if self._flight is not None:
             raise RuntimeError("a push is in flight; take its outcome first")
         self._glance = None  # older than this push
+        self._candidate = candidate
         self._flight = self._pool.submit(self._publish, candidate)
 
     def take(self, *, wait: bool = False) -> Outcome | None:

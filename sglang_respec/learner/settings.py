@@ -102,6 +102,8 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     if kind is str:
         return
     # Where no least is given, 0 is excluded: of integers the least is 1.
-    if not (value > 0 if least is None else value >= least) or value == float("inf"):
+    number: Any = value
+    enough = number > 0 if least is None else number >= least
+    if not enough or number == float("inf"):
         wanted = "more than 0" if least is None else f"{least} or more"
         raise RespecError(f"{field.name} must be {wanted}, got {value!r}.")

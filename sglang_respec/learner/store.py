@@ -80,8 +80,12 @@ class CheckpointStore:
         serving_sha256: str,
         reference_length: float | None,
         last_publish_step: int,
+        in_flight: str = "",
     ) -> Checkpoint:
-        """Write one, remove the oldest. One of the same step is there already and stays."""
+        """Write one, remove the oldest. One of the same step is there already and stays.
+
+        in_flight: hash of weights that are being pushed; like those that serve, they stay.
+        """
         final = self.folder / f"{PREFIX}{step:08d}"
         if (final / STATE_FILE).exists():
             return _read(final)
@@ -99,7 +103,7 @@ class CheckpointStore:
         _sync(partial)
         partial.replace(final)
         _sync(self.folder)
-        self._prune(serving_sha256)
+        self._prune({serving_sha256, in_flight})
         return Checkpoint(final, state)
 
     def latest(self) -> Checkpoint | None:
@@ -115,9 +119,9 @@ class CheckpointStore:
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob(f"{PREFIX}*"))
 
-    def _prune(self, serving_sha256: str) -> None:
+    def _prune(self, needed: set[str]) -> None:
         for folder in self._folders()[: -self._keep]:
-            if _read(folder).state.sha256 == serving_sha256:
+            if _read(folder).state.sha256 in needed:
                 continue
             # Out of the way first: half a checkpoint must not be found under its name.
             doomed = self.folder / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"

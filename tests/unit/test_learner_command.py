@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -153,11 +152,11 @@ class LearnProcess:
 
 
 @pytest.fixture
-def toy_folder(tmp_path: Path) -> Iterator[Path]:
+def toy_folder(tmp_path: Path) -> Path:
     (tmp_path / "target").mkdir()
     save_file({"model.embed_tokens.weight": EMBEDDING}, tmp_path / "target/model.safetensors")
     save_drafter(make_drafter(), tmp_path / "drafter", torch.float32)
-    yield tmp_path
+    return tmp_path
 
 
 def feed(folder: Path, first: int) -> None:

@@ -37,10 +37,12 @@ def trained(updates: int) -> Trainer:
     return trainer
 
 
-def save(store: CheckpointStore, trainer: Trainer, serving: str = "") -> Checkpoint:
+def save(
+    store: CheckpointStore, trainer: Trainer, serving: str = "", in_flight: str = ""
+) -> Checkpoint:
     return store.save(
         trainer.drafter, trainer.state_tensors(), step=trainer.step, base_version=4,
-        serving_sha256=serving, reference_length=2.5, last_publish_step=1,
+        serving_sha256=serving, reference_length=2.5, last_publish_step=1, in_flight=in_flight,
     )  # fmt: skip
 
 
@@ -78,6 +80,19 @@ def test_old_checkpoints_go_and_the_one_that_serves_stays(tmp_path: Path) -> Non
     assert steps == [1, 4, 5]
     assert store.find(first.state.sha256) == first
     assert store.find("0" * 64) is None
+
+
+def test_weights_that_are_being_pushed_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1)
+    trainer = trained(1)
+    pushing = save(store, trainer)
+    for _ in range(2):
+        trainer.update(list(windows(markov_rollout(1), 64)))
+        save(store, trainer, in_flight=pushing.state.sha256)
+    assert pushing.weights.exists()
+    trainer.update(list(windows(markov_rollout(1), 64)))
+    save(store, trainer)
+    assert not pushing.folder.exists()
 
 
 def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
