@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from drafter_toys import make_file
 from learner_toys import make_drafter, markov_rollout, recording_server
+from local_server import serve_local
 
 from respec_server.learn_sink import HttpSink
 from sglang_respec.errors import RespecError
@@ -293,3 +295,25 @@ def test_the_state_is_readable_by_others(tmp_path: Path) -> None:
     state = json.loads((checkpoint.folder / "state.json").read_text())
     assert state["step"] == 1
     assert state["sha256"] == sha256_of(checkpoint.weights)
+
+
+def test_the_sink_and_the_server_s_real_routes_agree(tmp_path: Path) -> None:
+    """The recording server above is ours; these are the routes that a server mounts."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(make_file(3.0))
+    second.write_bytes(make_file(4.0))
+    with serve_local() as server:
+        sink = HttpSink(server.url)
+        assert sink.serving() == Serving(0, "")
+        pushed = sink.push(first, sha256=sha256_of(first), label="learner-1", base_version=0)
+        assert pushed == sink.serving() == Serving(1, sha256_of(first))
+        assert server.engine.serving_value() == {3.0}
+        with pytest.raises(VersionConflict):
+            sink.push(second, sha256=sha256_of(second), label="", base_version=0)
+        # Idempotent: these weights serve, whatever the base says.
+        again = sink.push(first, sha256=sha256_of(first), label="", base_version=0)
+        assert again == Serving(1, sha256_of(first))
+        with pytest.raises(WeightsRefused, match="400"):
+            sink.push(second, sha256="0" * 64, label="", base_version=1)
+    with serve_local(admin_key="secret") as server, pytest.raises(WeightsRefused, match="401"):
+        HttpSink(server.url).push(first, sha256=sha256_of(first), label="", base_version=0)
