@@ -14,6 +14,8 @@ from respec_server.learn_sink import HttpSink
 from sglang_respec.errors import RespecError
 from sglang_respec.learner.acceptance import Acceptance
 from sglang_respec.learner.baseline import Baseline
+from sglang_respec.learner.batches import windows
+from sglang_respec.learner.eagle3 import Eagle3Drafter
 from sglang_respec.learner.gate import EveryUpdates, Judgement, OnDecay, publish_policy
 from sglang_respec.learner.journal import Journal, plot_journal, read_journal
 from sglang_respec.learner.loop import Learner
@@ -46,10 +48,14 @@ class ListSource:
 
 
 def make_learner(
-    folder: Path, server: RecordingServer, settings: LearnerSettings = SETTINGS, source=None
+    folder: Path,
+    server: RecordingServer,
+    settings: LearnerSettings = SETTINGS,
+    source=None,
+    drafter: Eagle3Drafter | None = None,
 ) -> Learner:
     store = CheckpointStore(folder / "checkpoints", 3)
-    sink, drafter = HttpSink(server.url), make_drafter()
+    sink, drafter = HttpSink(server.url), drafter or make_drafter()
     baseline = Baseline(drafter, sink.serving())
     baseline.rebase(sink.serving(), store)
     learner = Learner(
@@ -111,15 +117,22 @@ def test_nothing_goes_out_while_the_serving_drafter_holds(tmp_path: Path) -> Non
 
 
 def test_the_gate_holds_back_what_accepts_less(tmp_path: Path) -> None:
-    """A rate that ruins the drafter: an interval policy wants to push, and the gate does not."""
+    """A good drafter, a rate that ruins it and a policy that always wants to push."""
+    good = Trainer(make_drafter(), SETTINGS)
+    for _ in range(60):
+        good.update([part for i in range(12) for part in windows(markov_rollout(i), 64)])
     ruinous = replace(SETTINGS, learning_rate=30.0, clip_norm=1e9, publish="interval", interval=1)
     with recording_server() as server:
-        learner = make_learner(tmp_path, server, ruinous)
+        learner = make_learner(tmp_path, server, ruinous, drafter=good.drafter)
         run_until(learner, lambda: len(events(tmp_path, "judged")) >= 3)
-        for each in events(tmp_path, "judged"):
-            assert each["candidate"] < each["serving"]
-        assert server.bodies == []
-        assert learner.status()["pushes"]["held_back"] >= 3
+        worse = {
+            each["step"]
+            for each in events(tmp_path, "judged")
+            if each["candidate"] < each["serving"]
+        }
+        assert worse
+        assert learner.status()["pushes"]["held_back"] == len(worse)
+        assert not worse & {each["step"] for each in events(tmp_path, "published")}
 
 
 def test_another_pusher_is_noticed_and_the_next_push_is_on_its_version(tmp_path: Path) -> None:
