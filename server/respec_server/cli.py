@@ -21,6 +21,7 @@ commands:
   status    ask a running server how it is doing
   simulate  compare policies on simulated loads, with no model and no GPU
   push      send new drafter weights to running servers
+  learn     train the drafter beside a running server and push it when that pays
   doctor    check this machine and this installation
   version   print the versions
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": _status,
         "simulate": _simulate,
         "push": _push,
+        "learn": _learn,
         "doctor": _doctor,
         "version": _version,
     }
@@ -147,6 +149,12 @@ def _push(arguments: list[str]) -> int:
         dry_run=options.dry_run,
         guard=not options.no_guard,
     )
+
+
+def _learn(arguments: list[str]) -> int:
+    from respec_server.learn import run_learn
+
+    return run_learn(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:

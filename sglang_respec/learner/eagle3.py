@@ -42,6 +42,7 @@ class DrafterConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     num_aux_hidden_states: int = 3
+    aux_layer_ids: tuple[int, ...] | None = None  # in SGLang's numbering; None: its default
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:

@@ -12,12 +12,49 @@ Legend as in :mod:`.eagle3`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_respec.learner.eagle3 import Eagle3Drafter, shift_left
+
+
+class RowComparison(NamedTuple):
+    """Target against drafter, row by row."""
+
+    kl: Tensor  # [R] with gradient
+    overlap: Tensor  # [R] sum_x min(p, q)
+    agrees: Tensor  # [R] bool: both have the same most likely token
+
+
+class Distillable(Protocol):
+    """A batch as :func:`distill` needs it; how the target's distribution is kept is its own."""
+
+    @property
+    def tokens(self) -> Tensor: ...  # [B, T] int64
+    @property
+    def aux(self) -> Tensor: ...  # [B, T, A*H]
+    @property
+    def scored(self) -> Tensor: ...  # [B, T] bool
+    @property
+    def weights(self) -> Tensor: ...  # [B]
+    @property
+    def positions(self) -> Tensor | None: ...  # [B, T] int64; None: 0, 1, ..
+
+    def shapes(self, drafter: Eagle3Drafter) -> dict[str, tuple[int, ...]]:
+        """The shape that each tensor must have for this drafter."""
+        ...
+
+    def compare(
+        self,
+        ahead: int,
+        rows: Tensor,  # [B, T] bool
+        logits: Tensor,  # [R, D] of the marked rows, in row-major order
+    ) -> RowComparison:
+        """Logits of row ``i`` against the target's distribution in row ``i + ahead``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +67,19 @@ class DistillBatch:
     target_probs: Tensor  # [B, T, D] float: row t is the distribution of x[t+1] over draft tokens
     scored: Tensor  # [B, T] bool: the distribution in row t counts (x[t+1] was generated)
     weights: Tensor  # [B] float, >= 0, mean about 1
+    positions: Tensor | None = None  # [B, T] int64; 0, 1, .. if absent
+
+    def shapes(self, drafter: Eagle3Drafter) -> dict[str, tuple[int, ...]]:
+        rows = tuple(self.tokens.shape)
+        return {**common_shapes(rows, drafter), "target_probs": (*rows, len(drafter.d2t))}
+
+    def compare(self, ahead: int, rows: Tensor, logits: Tensor) -> RowComparison:
+        probs = shift_left(self.target_probs, ahead)[rows]
+        divergence = kl_divergence(probs, logits)
+        with torch.no_grad():
+            wide = logits.to(probs.dtype)
+            overlap = torch.minimum(probs, wide.softmax(-1)).sum(-1)
+            return RowComparison(divergence, overlap, probs.argmax(-1) == wide.argmax(-1))
 
 
 @dataclass(frozen=True)
@@ -57,27 +107,22 @@ def restrict_to_draft_vocab(
 
 def distill(
     drafter: Eagle3Drafter,
-    batch: DistillBatch,
+    batch: Distillable,
     steps: int,
     step_decay: float = 0.8,
 ) -> Objective:
     _check_batch(drafter, batch, steps)
-    unrolled = drafter.unroll(batch.aux, batch.tokens, steps)
-    total = batch.target_probs.new_zeros(())
+    total: Tensor | float = 0.0
     kl, acceptance, agreement = [], [], []
-    for step, logits in enumerate(unrolled):
+    for step, logits in enumerate(drafter.unroll(batch.aux, batch.tokens, steps, batch.positions)):
         rows = shift_left(batch.scored, 1 + step)
-        probs = shift_left(batch.target_probs, 1 + step)[rows]
-        chosen = logits[rows]
-        divergence = kl_divergence(probs, chosen)
-        count = max(len(divergence), 1)
+        found = batch.compare(1 + step, rows, logits[rows])
+        count = max(len(found.kl), 1)
         row_weights = batch.weights[:, None].expand_as(rows)[rows]
-        total = total + step_decay**step * (row_weights * divergence).sum() / count
-        with torch.no_grad():
-            wide = chosen.to(probs.dtype)
-            kl.append(divergence.sum() / count)
-            acceptance.append(torch.minimum(probs, wide.softmax(-1)).sum() / count)
-            agreement.append((probs.argmax(-1) == wide.argmax(-1)).sum() / count)
+        total = total + step_decay**step * (row_weights * found.kl).sum() / count
+        kl.append(found.kl.detach().sum() / count)
+        acceptance.append(found.overlap.sum() / count)
+        agreement.append(found.agrees.sum() / count)
     scale = sum(step_decay**step for step in range(steps))
     stacked = (torch.stack(rows).detach() for rows in (kl, acceptance, agreement))
     return Objective(total / scale, *stacked)
@@ -92,17 +137,18 @@ def kl_divergence(
     return cross_entropy - torch.special.entr(probs).sum(-1)
 
 
-def _check_batch(drafter: Eagle3Drafter, batch: DistillBatch, steps: int) -> None:
+def common_shapes(rows: tuple[int, ...], drafter: Eagle3Drafter) -> dict[str, tuple[int, ...]]:
+    """What every kind of batch of ``rows`` = (B, T) must have."""
+    config = drafter.config
+    width = config.num_aux_hidden_states * config.target_hidden_size
+    return {"aux": (*rows, width), "scored": rows, "weights": rows[:1]}
+
+
+def _check_batch(drafter: Eagle3Drafter, batch: Distillable, steps: int) -> None:
     if steps < 1:
         raise ValueError(f"steps is {steps}; unroll at least one step, best as many as are served")
-    rows, config = batch.tokens.shape, drafter.config
-    expected = {
-        "aux": (*rows, config.num_aux_hidden_states * config.target_hidden_size),
-        "target_probs": (*rows, config.draft_vocab_size),
-        "scored": rows,
-        "weights": rows[:1],
-    }
-    for name, shape in expected.items():
+    rows = tuple(batch.tokens.shape)
+    for name, shape in batch.shapes(drafter).items():
         found = tuple(getattr(batch, name).shape)
-        if found != tuple(shape):
+        if found != shape:
             raise ValueError(f"{name} is {found}, this drafter and tokens {rows} need {shape}")
