@@ -41,13 +41,16 @@ check: $(INSTALLED) ## lint, format, types and contract tests (seconds)
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/pytest -q tests/contract --ignore=$(SLOW_CONTRACT)
 
+# One worker holds the servers, the other runs everything else beside it.
+WORKERS := -n 2 --dist loadgroup
+
 .PHONY: test
 test: check ## everything: check, then all tests, real servers included
-	@$(VENV)/bin/pytest $(ARGS)
+	@$(VENV)/bin/pytest $(WORKERS) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## tests that start no server
-	@$(VENV)/bin/pytest -q -m "not server" $(ARGS)
+	@$(VENV)/bin/pytest -q -n 2 -m "not server" $(ARGS)
 
 .PHONY: bench
 bench: $(INSTALLED) ## measure this machine: plain against speculative decoding

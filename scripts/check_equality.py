@@ -5,21 +5,23 @@
 
 Every kind of sampling at every temperature (see sampling_kinds.py), `--requests` of each,
 `--tokens` long, all kinds mixed in one running batch. Plain decoding is this server without a
-drafter; against it stand a chain, a tree, and both with a drafter of random weights. In float32
-a single different token makes the command fail.
+drafter; against it stand a chain, a tree, and smaller ones with a drafter of random weights. In
+float32 a single different token makes the command fail. Answers are kept in `--keep`, so the same
+command goes on where it was interrupted; `--fresh` forgets them.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from answer_store import AnswerStore, Kept, split
 from bench_report import (
     machine_facts,
     markdown_table,
@@ -37,6 +39,8 @@ from tqdm import tqdm
 from respec_server.bundled import demo_models
 
 SHAPES = {"chain": (5, 1, 6), "tree": (4, 4, 12)}
+# Hardly anything is accepted of a random drafter: deeper shapes cost hours and try nothing more.
+RANDOM_SHAPES = {"random chain": (2, 1, 3), "random tree": (2, 3, 6)}
 CHUNK = 256  # requests sent together, so that the progress bar moves
 
 Lists = list[tuple[int, ...]]
@@ -44,22 +48,22 @@ Lists = list[tuple[int, ...]]
 
 def main() -> None:
     options = parse_options()
+    if options.fresh:
+        shutil.rmtree(options.keep, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder, Pool(1, Path(folder)) as pool:
-        servers = server_specs(Path(folder), options)
+        servers = server_specs(options)
         asked = ask_for(options)
         answers: dict[str, Batch] = {}
-        seconds: dict[str, float] = {}
+        commits: set[str] = set()
         for server in servers:
-            started = time.perf_counter()
-            answers[server.name] = collect(pool.url(server), server.name, asked, options)
-            seconds[server.name] = time.perf_counter() - started
+            answers[server.name] = collect(pool, server, asked, options, commits)
     cells = {
         server.name: compare(answers["plain"], answers[server.name], options.requests)
         for server in servers[1:]
     }
     report(cells, answers)
     if options.json:
-        write_json(options.json, facts(servers, cells, answers, seconds, options))
+        write_json(options.json, facts(servers, cells, answers, commits, options))
         print(f"\nWritten: {options.json.name}")
     differ = sum(cell["differ"] for kinds in cells.values() for cell in kinds.values())
     if differ and options.dtype == "float32":
@@ -80,23 +84,29 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=(), help="names of servers: chain, tree, random chain, ..."
     )
+    parser.add_argument(
+        "--keep", type=Path, default=Path("run/check_equality"), help="folder of kept answers"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the kept answers first")
     parser.add_argument("--json", type=Path, help="default: docs/results/equality_<dtype>_*.json")
     options = parser.parse_args()
     options.json = options.json or result_path(f"equality_{options.dtype}")
     return options
 
 
-def server_specs(folder: Path, options: argparse.Namespace) -> list[ServerSpec]:
+def server_specs(options: argparse.Namespace) -> list[ServerSpec]:
     common = (
         *("--model-path", options.model_path, "--dtype", options.dtype),
         *("--max-running-requests", str(options.concurrency)),
     )
-    knows_nothing = write_random_drafter(Path(options.drafter_path), folder / "random-drafter")
-    drafters = {"": options.drafter_path, "random ": str(knows_nothing)}
+    options.keep.mkdir(parents=True, exist_ok=True)
+    knows_nothing = write_random_drafter(
+        Path(options.drafter_path), options.keep / "random-drafter"
+    )
     speculative = [
-        ServerSpec(f"{kind}{name}", False, (*common, *speculation(drafter, *shape)))
-        for kind, drafter in drafters.items()
-        for name, shape in SHAPES.items()
+        ServerSpec(name, False, (*common, *speculation(str(drafter), *shape)))
+        for drafter, shapes in ((options.drafter_path, SHAPES), (knows_nothing, RANDOM_SHAPES))
+        for name, shape in shapes.items()
     ]
     wanted = [each for each in speculative if not options.only or each.name in options.only]
     return [ServerSpec("plain", False, common), *wanted]
@@ -107,30 +117,38 @@ def ask_for(options: argparse.Namespace) -> tuple[list[list[int]], list[dict[str
 
 
 def collect(
-    url: str,
-    name: str,
-    asked: tuple[Sequence[Sequence[int]], Sequence[dict[str, Any]]],
+    pool: Pool,
+    server: ServerSpec,
+    asked: tuple[list[list[int]], list[dict[str, Any]]],
     options: argparse.Namespace,
+    commits: set[str],
 ) -> Batch:
+    """The server's answers to all of it. commits: gains those that answered."""
     prompts, sampling = asked
+    store = AnswerStore(options.keep, server, [asked, CHUNK])
     # In random order, so that requests of the most different needs share each batch.
     order = random.Random(0).sample(range(len(prompts)), len(prompts))
     rollouts: list[Any] = [None] * len(prompts)
     seconds = 0.0
-    with tqdm(total=len(prompts), desc=name, unit="request") as progress:
+    with tqdm(total=len(prompts), desc=server.name, unit="request") as progress:
         for start in range(0, len(order), CHUNK):
             part = order[start : start + CHUNK]
-            batch = generate(
-                url,
-                [prompts[i] for i in part],
-                [sampling[i] for i in part],
-                concurrency=options.concurrency,
-                timeout_s=3600,
-            )
-            seconds += batch.seconds
-            flat = iter(batch.rollouts)
-            for i in part:
-                rollouts[i] = [next(flat) for _ in range(sampling[i].get("n", 1))]
+            kept = store.load(part)
+            if kept is None:
+                batch = generate(
+                    pool.url(server),
+                    [prompts[i] for i in part],
+                    [sampling[i] for i in part],
+                    concurrency=options.concurrency,
+                    timeout_s=3600,
+                )
+                samples = split(batch, [sampling[i].get("n", 1) for i in part])
+                kept = Kept(samples, batch.seconds, str(version_facts()["commit"]))
+                store.save(part, kept)
+            for i, answer in zip(part, kept.samples, strict=True):
+                rollouts[i] = answer
+            seconds += kept.seconds
+            commits.add(kept.commit)
             progress.update(len(part))
     return Batch([rollout for samples in rollouts for rollout in samples], seconds)
 
@@ -166,7 +184,7 @@ def facts(
     servers: Sequence[ServerSpec],
     cells: dict[str, dict[str, dict[str, int]]],
     answers: dict[str, Batch],
-    seconds: dict[str, float],
+    commits: set[str],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     return {
@@ -182,7 +200,8 @@ def facts(
             for name, batch in answers.items()
             if name != "plain"
         },
-        "seconds_with_start": {name: round(each, 1) for name, each in seconds.items()},
+        "answered_by_commits": sorted(commits),
+        "seconds": {name: round(each.seconds, 1) for name, each in answers.items()},
         "kinds": KINDS,
         "cells": cells,
     }

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 # The oracle and the cases of the tree kernels, for tests/gpu and tests/contract as well.
@@ -22,3 +23,11 @@ sys.path.append(str(Path(__file__).parent / "toys"))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist all tests with real servers run on one worker, so that they share them."""
+    for item in items:
+        if item.get_closest_marker("server"):
+            item.add_marker(pytest.mark.xdist_group("servers"))
