@@ -86,7 +86,8 @@ async def _generate(
     extra: dict[str, Any],
 ) -> Batch:
     gate = asyncio.Semaphore(concurrency)
-    limits = httpx.Limits(max_connections=None)
+    # A connection per request: SGLang closes idle ones after 5 s, perhaps as a request sets out.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(
         base_url=url, timeout=timeout_s, limits=limits, trust_env=False
     ) as client:
