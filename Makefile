@@ -42,7 +42,7 @@ check: $(INSTALLED) ## lint, format, types and contract tests (seconds)
 	@$(VENV)/bin/pytest -q tests/contract --ignore=$(SLOW_CONTRACT)
 
 # One worker holds the servers, the other runs everything else beside it.
-WORKERS := -n 2 --dist loadgroup
+WORKERS := -n 2 --no-loadscope-reorder
 
 .PHONY: test
 test: check ## everything: check, then all tests, real servers included

@@ -30,7 +30,7 @@ from sglang_respec.learner.store import CheckpointStore, sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "sglang_respec" / "demo_models"
-KILLS = 4
+KILLS = 3
 
 
 def post(port: int, path: str, **body: object) -> httpx.Response:
