@@ -184,10 +184,8 @@ class StepBook:
             f"p{round(100 * q)}": times[min(len(times) - 1, int(q * len(times)))] / 1e3
             for q in QUANTILES
         }
-        return found | {
-            "max": times[-1] / 1e3,
-            "mean": self._decision_sum_ns / self._decisions / 1e3,
-        }
+        mean = self._decision_sum_ns / self._decisions
+        return found | {"max": times[-1] / 1e3, "mean": mean / 1e3}
 
     def facts(self) -> dict[str, Any]:
         """Everything, as plain JSON values: for `GET /respec/state`."""
@@ -274,14 +272,13 @@ def _measured(counts: ConfigCounts, seconds: float, predicted_s: float | None) -
 
 def _config_facts(counts: ConfigCounts) -> dict[str, Any]:
     step_s = counts.measured_s / counts.measured_steps if counts.measured_steps else None
-    known = counts.predicted_steps
+    known, off_s = counts.predicted_steps, counts.prediction_off_s
     return {
         **asdict(counts),
         "mean_batch_size": counts.requests / counts.steps if counts.steps else None,
         "accepted_length": counts.tokens / counts.requests if counts.requests else None,
         "step_s": step_s,
         "predicted_step_s": counts.predicted_s / known if known else None,
-        "prediction_error": counts.prediction_off_s / counts.predicted_measured_s
-        if known
-        else None,
+        "prediction_error": off_s / counts.predicted_measured_s if known else None,
+        "tokens_per_s": counts.tokens / counts.steps / step_s if step_s else None,
     }

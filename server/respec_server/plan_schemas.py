@@ -62,6 +62,7 @@ class ConfigAnswer(BaseModel):
     mean_batch_size: float | None
     accepted_length: float | None = Field(description="Tokens per request and step.")
     step_s: float | None = Field(description="Mean of the measured steps.")
+    tokens_per_s: float | None = Field(description="Of the whole batch, while it runs.")
     predicted_step_s: float | None = Field(description="Mean of what was predicted for them.")
     prediction_error: float | None = Field(description="Mean |predicted - measured| / measured.")
 

@@ -13,7 +13,6 @@ from sglang_respec.core import PLAN_REASONS
 from sglang_respec.step_book import StepBook
 from sglang_respec.upstream.drafter_spans import RespecOutputStreamer
 from sglang_respec.upstream.plan_ipc import PlanReqInput, PlanReqOutput
-from sglang_respec.upstream.plan_metrics import PlanMetrics
 
 NO_DRAFTER = "This server has no EAGLE-3 drafter and plans nothing; start it with --drafter-path."
 
@@ -32,6 +31,9 @@ class PlanView:
         self._worker = scheduler.draft_worker
         self._plans = hasattr(self._worker, "watching")
         if self._plans and get_observability().enable_metrics and get_parallel().tp_rank == 0:
+            # Its client must not be imported before SGLang has said where processes share files.
+            from sglang_respec.upstream.plan_metrics import PlanMetrics
+
             metrics = PlanMetrics(self._book, self._ring_bytes)
             self._worker.watching.on_step = metrics.step_finished
             RespecOutputStreamer.requests_ended = metrics.requests_ended
