@@ -150,8 +150,9 @@ class StepBook:
             counts.busy_s += seconds
             if not catch_up_tokens:
                 _measured(counts, seconds, plan.predicted_s)
-        for ranks in record.ranks:
-            self._count_depth(ranks)
+        if not record.config.is_plain:  # of a plain step they are guesses at one token
+            for ranks in record.ranks:
+                self._count_depth(ranks)
 
     def _count_depth(self, ranks: RankCounts) -> None:
         while len(self.depths) < ranks.depth:

@@ -106,7 +106,7 @@ class TapAnswer(BaseModel):
 
 
 class ProfileAnswer(BaseModel):
-    path: str
+    path: str = Field(description="--respec-profile; empty if none was named.")
     kind: str
     source: str
     held_out_relative_error: float | None

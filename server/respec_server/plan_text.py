@@ -57,7 +57,8 @@ def _facts(state: State, plan: Mapping[str, Any]) -> Table:
 def _profile(profile: Mapping[str, Any]) -> str:
     error = profile["held_out_relative_error"]
     off = "" if error is None else f", {error:.1%} off where it was held out"
-    return f"{profile['path']} ({profile['kind']}{off})"
+    where = f"{profile['path']}, " if profile["path"] else ""
+    return f"{where}{profile['kind']}{off}"
 
 
 def _configs(state: State, plan: Mapping[str, Any], earlier: State | None) -> Table:

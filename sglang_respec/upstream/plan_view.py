@@ -10,6 +10,7 @@ from typing import Any
 from sglang.srt.runtime_context import get_observability, get_parallel
 
 from sglang_respec.core import PLAN_REASONS
+from sglang_respec.planner import Planner
 from sglang_respec.step_book import StepBook
 from sglang_respec.upstream.drafter_spans import RespecOutputStreamer
 from sglang_respec.upstream.plan_ipc import PlanReqInput, PlanReqOutput
@@ -97,9 +98,10 @@ class PlanView:
         }
 
     def _profile(self) -> dict[str, Any] | None:
-        profile = self._worker.profile
-        if profile is None:
+        policy = self._worker.watching.policy
+        if not isinstance(policy, Planner):
             return None
+        profile = policy.cost.profile
         return {
             "path": self._worker.settings.profile,
             "kind": profile.kind,

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from sglang_respec.core import (
     BatchStats,
     Plan,
     RankCounts,
+    SpeculationConfig,
     StepRecord,
     temperature_class,
 )
@@ -52,14 +53,17 @@ class Planning:
     def __init__(
         self,
         policy: Policy,
-        book: StepBook,
         request_slots: int,
         step_log: str = "",
         first_ranks: Callable[[float], float] | None = None,
+        configs: Sequence[SpeculationConfig] = (),
     ) -> None:
-        """first_ranks: gives rank 0's value to all, where there are several; None where not."""
+        """first_ranks: gives rank 0's value to all, where there are several; None where not.
+
+        configs: what the policy may run, for the book.
+        """
         self.policy = policy
-        self.book = book
+        self.book = StepBook(configs)
         self.on_step: Callable[[], None] | None = None  # told when a step's results are in the book
         self._first_ranks = first_ranks
         self._steps = 0

@@ -23,7 +23,6 @@ from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.hidden_tap import HiddenTap, Ints
 from sglang_respec.planner import Profile
 from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, parse_configs
-from sglang_respec.step_book import StepBook
 from sglang_respec.upstream.adaptive import SglangChosen
 from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.plain_tier import decode_plainly
@@ -44,8 +43,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     """
 
     planning: Planning | None = None  # None: SGLang's adaptive mode decides
-    profile: Profile | None = None
-    watching: Planning  # what `GET /respec/state` tells of; as `planning` where there is one
+    _adaptive: Planning  # where SGLang decides: keeps the book all the same
     states: RuntimeStates
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,18 +61,20 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        log, slots = self.settings.step_log, self.req_to_token_pool.req_to_token.shape[0]
+        path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
         if self.choice.name == SGLANG_ADAPTIVE:
-            self.watching = Planning(SglangChosen(self), StepBook(()), slots, log)
+            self._adaptive = Planning(SglangChosen(self), slots, self.settings.step_log)
             return
-        if self.settings.profile:
-            self.profile = Profile.load(self.settings.profile)
-        policy = self.choice.make(self.ready, self.profile)
+        policy = self.choice.make(self.ready, Profile.load(path) if path else None)
         shared = _first_ranks if get_parallel().tp_size > 1 else None
-        self.planning = Planning(policy, StepBook(self.configs), slots, log, shared)
-        self.watching = self.planning
+        self.planning = Planning(policy, slots, self.settings.step_log, shared, self.configs)
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
+
+    @property
+    def watching(self) -> Planning:
+        """Who knows what has run, whoever decides."""
+        return self._adaptive if self.planning is None else self.planning
 
     def _make_tap(self, slots: int) -> HiddenTap:
         width = get_draft_input_from_target_hidden_dim(self.draft_worker.draft_runner)
