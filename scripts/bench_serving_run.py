@@ -109,7 +109,7 @@ class Bench:
         """One load of requests, of which `size` are kept running."""
         with self._step(f"{spec.name}: batch {size}, round {round_ + 1}"):
             url = self.pool.url(spec)
-            self._warm_up(url, size)
+            warm_up(url, self.prompts, size)
             busy = round(os.getloadavg()[0], 2)
             prompts = self.prompts(self.load.requests[size])
             batch = generate(url, prompts, self.load.greedy, concurrency=size)
@@ -155,21 +155,22 @@ class Bench:
             "accepted_length": length,
         }
 
-    def _warm_up(self, url: str, size: int) -> None:
-        """Wake the server at this batch size, then empty its prefix cache."""
-        sampling = {"temperature": 0.0, "max_new_tokens": WARM_UP_TOKENS}
-        generate(url, self.prompts(size, WARM_UP_SEED), sampling, concurrency=size)
-        answer = httpx.post(
-            f"{url}/flush_cache", params={"timeout": 30.0}, timeout=60.0, trust_env=False
-        )
-        answer.raise_for_status()
-
     @contextmanager
     def _step(self, said: str) -> Iterator[None]:
         task = self.progress.task_ids[0]
         self.progress.update(task, description=said)
         yield
         self.progress.advance(task)
+
+
+def warm_up(url: str, prompts: Prompts, size: int) -> None:
+    """Wake the server at this batch size, then empty its prefix cache."""
+    sampling = {"temperature": 0.0, "max_new_tokens": WARM_UP_TOKENS}
+    generate(url, prompts(size, WARM_UP_SEED), sampling, concurrency=size)
+    answer = httpx.post(
+        f"{url}/flush_cache", params={"timeout": 30.0}, timeout=60.0, trust_env=False
+    )
+    answer.raise_for_status()
 
 
 def _speculated(batch: Batch) -> tuple[int, float | None]:

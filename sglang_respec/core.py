@@ -113,6 +113,7 @@ class Plan:
     config: SpeculationConfig
     reason: str  # one of PLAN_REASONS; a label for metrics
     probe_tokens: int = 0  # only with PLAIN: committed tokens the drafter is to guess
+    predicted_s: float | None = None  # of the round, where the policy knows step times
 
 
 PLAN_REASONS = {

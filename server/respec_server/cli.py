@@ -103,7 +103,20 @@ def _status(arguments: list[str]) -> int:
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
     parser.add_argument("--api-key", help="the server's API key, if it has one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=1.0, metavar="SECONDS",
+        help="show what it runs and why, again every so many seconds (1) until Ctrl-C",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, help="with --watch: stop after so many looks")
     options = parser.parse_args(arguments)
+    if options.watch is not None:
+        if options.json:
+            raise RespecError("--watch shows a table; leave --json out, or ask GET /respec/state.")
+        from respec_server.watch import watch
+
+        return watch(
+            options.url, every_s=options.watch, looks=options.count, api_key=options.api_key
+        )
     from respec_server.status import show_status
 
     return show_status(options.url, api_key=options.api_key, as_json=options.json)

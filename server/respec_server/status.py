@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from rich.table import Table
 from sglang_respec.errors import RespecError
 
 TIMEOUT_S = 10.0
+NOT_THERE = 404
 
 
 class ServerUnreachable(RespecError):  # noqa: N818 (it is what happened, not a kind of error)
@@ -41,15 +44,36 @@ class ServerStatus:
 
 def fetch_status(url: str, *, api_key: str | None = None) -> ServerStatus:
     """Ask a running SGLang server; raises :class:`ServerUnreachable` in one sentence."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     base = url.rstrip("/")
+    with _asking(base, api_key) as client:
+        models = _get(client, "/v1/models")
+        info = _get(client, "/server_info")
+        loads = _get(client, "/v1/loads").get("loads", [])
+    return _status(base, models, info, loads)
+
+
+def fetch_plan(
+    url: str, *, api_key: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The answers of `/respec/state` and `/respec/plan`; None of a server that plans nothing.
+
+    Raises :class:`ServerUnreachable` in one sentence.
+    """
+    with _asking(url.rstrip("/"), api_key) as client:
+        if client.get("/respec/state").status_code == NOT_THERE:
+            return None
+        return _get(client, "/respec/state"), _get(client, "/respec/plan")
+
+
+@contextmanager
+def _asking(base: str, api_key: str | None) -> Iterator[httpx.Client]:
+    """A client of this server; what goes wrong becomes one sentence."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         with httpx.Client(
             base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=False
         ) as client:
-            models = _get(client, "/v1/models")
-            info = _get(client, "/server_info")
-            loads = _get(client, "/v1/loads").get("loads", [])
+            yield client
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         remedy = "give --api-key" if code in (401, 403) else "is it an SGLang server?"
@@ -67,7 +91,6 @@ def fetch_status(url: str, *, api_key: str | None = None) -> ServerStatus:
         ) from error
     except (ValueError, AttributeError) as error:
         raise ServerUnreachable(f"What answers at {base} is not an SGLang server.") from error
-    return _status(base, models, info, loads)
 
 
 def show_status(url: str, *, api_key: str | None = None, as_json: bool = False) -> int:
@@ -80,7 +103,7 @@ def show_status(url: str, *, api_key: str | None = None, as_json: bool = False) 
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
     else:
-        Console(soft_wrap=True).print(_table(status))
+        Console(soft_wrap=True).print(status_table(status))
     return 0
 
 
@@ -124,7 +147,7 @@ def _sum(loads: list[dict[str, Any]], name: str) -> int:
     return sum(int(each.get(name) or 0) for each in loads)
 
 
-def _table(status: ServerStatus) -> Table:
+def status_table(status: ServerStatus) -> Table:
     used, total = status.kv_used_tokens, status.kv_total_tokens
     rows = [
         ("server", f"{status.url} (SGLang {status.sglang_version or '?'})"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sglang_respec.core import TEMPERATURE_CLASSES, RankCounts, SpeculationConfig, StepRecord
 from sglang_respec.planner.trees import RankModel, expected_per_depth
@@ -268,6 +269,29 @@ class Acceptance:
             for table, requests in zip(self.tables, requests_per_class, strict=True)
             if requests
         )
+
+    def table(self) -> list[dict[str, Any]]:
+        """What is believed of the drafter's candidates, for ``GET /respec/plan``.
+
+        Per temperature class and depth, on the drafter's first candidates: the chance that the
+        target's token is the first, that it is any of them, and the observations behind it.
+        """
+        return [
+            {
+                "temperature_class": name,
+                "depths": [
+                    {
+                        "depth": depth,
+                        "first": ranks[0],
+                        "any": sum(ranks),
+                        "candidates": len(ranks),
+                        "observations": table.seen(depth),
+                    }
+                    for depth, ranks in enumerate(table.model().first, start=1)
+                ],
+            }
+            for name, table in zip(TEMPERATURE_CLASSES, self.tables, strict=True)
+        ]
 
     def _learn_factor(self, step: StepRecord) -> None:
         index = self._index.get(step.config)

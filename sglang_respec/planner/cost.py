@@ -72,7 +72,12 @@ class CostModel:
 
     def seconds(self, index: int, place: Place) -> float:
         """Seconds of one round of ``configs[index]``, corrected."""
-        return self.relative(index, place) * math.exp(self._common)
+        return self.relative(index, place) * self.common
+
+    @property
+    def common(self) -> float:
+        """The factor that all configurations share."""
+        return math.exp(self._common)
 
     def relative_error(self, index: int, place: Place) -> float:
         """Relative standard error of :meth:`relative`."""
@@ -108,7 +113,7 @@ class CostModel:
     def extend_seconds(self, tokens: float, batch_size: float, context_tokens: float) -> float:
         """Seconds of one draft-extend over ``tokens`` of the whole batch."""
         seconds = self.profile.extend_seconds(tokens, batch_size, context_tokens)
-        return seconds * math.exp(self._common)
+        return seconds * self.common
 
 
 def _bounded(log: float) -> float:

@@ -101,7 +101,8 @@ class Planner:
             elif self._decisions > FIRST_ROUNDS and self._decisions % PROBE_STRIDE == 1:
                 self._consider_learning(options, place, stats)
         config = self.configs[self._running]
-        return Plan(config, self._reason, self._probe_tokens)
+        seconds = options[self._running].relative_time * self.cost.common
+        return Plan(config, self._reason, self._probe_tokens, seconds)
 
     def record(self, step: StepRecord) -> None:
         """Learn from a round: ranks always, its time where it was measured."""
@@ -127,6 +128,7 @@ class Planner:
             "batch_size": last.batch_size,
             "mean_context_tokens": last.mean_context_tokens,
             "expected_dwell_steps": self._stay.remaining,
+            "acceptance": self.acceptance.table(),
             "rows": [
                 self._row(size, last) for size in sorted({*self.cost.batch_sizes, last.batch_size})
             ],

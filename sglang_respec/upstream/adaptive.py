@@ -16,6 +16,36 @@ from sglang_respec.errors import RespecError
 INITIAL_STEPS = 3
 
 
+class SglangChosen:
+    """Stands where a policy stands in a server whose shape SGLang's adaptive mode chooses.
+
+    It tells what is in force. SGLang's 0 steps are called plain here, as they commit one token;
+    they are a verify of one node and, unless told otherwise, a draft-extend.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    @property
+    def _config(self) -> SpeculationConfig:
+        worker = self._worker
+        steps, nodes = worker.speculative_num_steps, worker.speculative_num_draft_tokens
+        return SpeculationConfig(steps, worker.topk, nodes) if steps else PLAIN
+
+    def decide(self, stats: BatchStats) -> Plan:
+        del stats
+        return Plan(self._config, "rule")
+
+    def record(self, step: StepRecord) -> None:
+        """SGLang counts for itself."""
+
+    def on_drafter_push(self) -> None:
+        """SGLang's mode has no notion of a push."""
+
+    def table(self) -> dict[str, Any]:
+        return {"policy": "sglang-adaptive", "current": str(self._config), "reason": "rule"}
+
+
 class SglangAdaptive:
     """Chains only, by the accepted length alone; knows no time.
 

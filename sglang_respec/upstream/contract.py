@@ -9,6 +9,7 @@ from sglang_respec.upstream.contract_table import UpstreamName
 from sglang_respec.upstream.drafter_names import DRAFTER_NAMES
 from sglang_respec.upstream.planned_names import PLANNED_NAMES
 from sglang_respec.upstream.sampling.names import SAMPLING_NAMES
+from sglang_respec.upstream.step_names import STEP_NAMES
 
 _TREE = "sglang.kernels.ops.speculative.spec_tree"
 _LOCS = "sglang.kernels.ops.speculative.cache_locs"
@@ -240,4 +241,5 @@ UPSTREAM_NAMES = (
     *SAMPLING_NAMES,
     *DRAFTER_NAMES,
     *PLANNED_NAMES,
+    *STEP_NAMES,
 )

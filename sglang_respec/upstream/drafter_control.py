@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 COMPLAINT_BYTES = 512  # of the rank that failed, as the others are told
 
 
-def attach_to_scheduler(_: None, scheduler: Any) -> None:
-    """Runs after SGLang has made its dispatcher; adds our operations to it."""
+def attach_drafter_control(scheduler: Any) -> None:
+    """Adds the operations to SGLang's dispatcher."""
     control = DrafterControl(scheduler)
     scheduler._request_dispatcher._mapping[DrafterReqInput] = control.handle
     if _has_drafter(scheduler):

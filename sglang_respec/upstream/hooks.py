@@ -11,6 +11,7 @@ from sglang_respec.upstream.drafter_hooks import DRAFTER_HOOKS
 from sglang_respec.upstream.hook_table import Hook
 from sglang_respec.upstream.portable.hooks import PORTABLE_HOOKS
 from sglang_respec.upstream.sampling.hooks import SAMPLING_HOOKS
+from sglang_respec.upstream.step_hooks import STEP_HOOKS
 
 SPEC_TREE = "sglang.kernels.ops.speculative.spec_tree"
 
@@ -71,6 +72,7 @@ RESPEC_HOOKS = (
     ),
     *SAMPLING_HOOKS,
     *DRAFTER_HOOKS,
+    *STEP_HOOKS,
     *TREE_HOOKS,
 )
 

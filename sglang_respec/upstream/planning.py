@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +17,15 @@ from sglang_respec.core import (
     BatchStats,
     Plan,
     RankCounts,
+    SpeculationConfig,
     StepRecord,
     temperature_class,
 )
 from sglang_respec.draft_ranks import chain_ranks, tree_ranks
 from sglang_respec.hidden_tap import Ints
 from sglang_respec.planner import Policy
+from sglang_respec.step_book import StepBook
+from sglang_respec.upstream.step_counts import mark_joined
 
 SHARED_EVERY = 8  # steps between two times that rank 0 tells the others: a message each
 
@@ -35,6 +38,7 @@ class _Launched:
     plan: Plan
     classes: Ints  # [B] temperature class of each request
     follows_step: bool  # nothing but decode steps ran since the step before it
+    plain_through: int  # plain steps up to this one
     tree_counts: torch.Tensor | None = None  # see `count_tree_ranks`; on its way to the host
     catch_up_tokens: int = 0
     catch_up_seconds: float = 0.0  # of the host
@@ -52,9 +56,15 @@ class Planning:
         request_slots: int,
         step_log: str = "",
         first_ranks: Callable[[float], float] | None = None,
+        configs: Sequence[SpeculationConfig] = (),
     ) -> None:
-        """first_ranks: gives rank 0's value to all, where there are several; None where not."""
-        self._policy = policy
+        """first_ranks: gives rank 0's value to all, where there are several; None where not.
+
+        configs: what the policy may run, for the book.
+        """
+        self.policy = policy
+        self.book = StepBook(configs)
+        self.on_step: Callable[[], None] | None = None  # told when a step's results are in the book
         self._first_ranks = first_ranks
         self._steps = 0
         self._classes: Ints = np.zeros(request_slots, dtype=np.int64)
@@ -72,6 +82,8 @@ class Planning:
         self._follows_step = False
         slots = batch.req_pool_indices_cpu.numpy()
         self._classes[slots] = [_class_of(request.sampling_params) for request in batch.reqs]
+        self.book.prefills += 1
+        mark_joined(batch.reqs, self.book)
 
     def plan(self, batch: Any, gap_tokens: int) -> Plan:
         classes = self._classes[batch.req_pool_indices_cpu.numpy()]
@@ -82,8 +94,11 @@ class Planning:
             requests_per_class=(greedy, low, high),
             gap_tokens=gap_tokens,
         )
-        plan = self._policy.decide(stats)
-        self._launched.append(_Launched(stats, plan, classes, self._follows_step))
+        started = time.perf_counter_ns()
+        plan = self.policy.decide(stats)
+        self.book.decided(time.perf_counter_ns() - started)
+        plain_through = self.book.launched(plan, stats)
+        self._launched.append(_Launched(stats, plan, classes, self._follows_step, plain_through))
         self._follows_step = True
         return plan
 
@@ -105,7 +120,8 @@ class Planning:
 
     def drafter_swapped(self) -> None:
         """What the drafter was worth is no longer known."""
-        self._policy.on_drafter_push()
+        self.policy.on_drafter_push()
+        self.book.drafter_swaps += 1
 
     def finished(self, correct_drafts: list[int]) -> StepRecord:
         """The results of the oldest step that is still out have reached the host."""
@@ -122,7 +138,17 @@ class Planning:
             ranks=_ranks(step, correct_drafts),
         )
         self._last_finish = now
-        self._policy.record(record)
+        self.policy.record(record)
+        self.book.finished(
+            step.plan,
+            record,
+            step.plain_through,
+            seconds if step.follows_step else None,
+            step.catch_up_tokens,
+            step.catch_up_seconds,
+        )
+        if self.on_step is not None:
+            self.on_step()
         if self._log is not None:
             self._write(step, record)
         return record

@@ -14,23 +14,26 @@ from sglang.srt.utils.auth import AuthLevel, auth_level
 
 from sglang_respec.config import load_config
 from sglang_respec.upstream.drafter_engine import DrafterEngine
+from sglang_respec.upstream.plan_engine import PlanEngine
 
-ROUTERS = "respec_server.routes:make_router"
+DRAFTER_ROUTER = "respec_server.routes:make_router"
+PLAN_ROUTER = "respec_server.plan_routes:make_router"
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 
 
 def attach_to_tokenizer(_: None, manager: Any) -> None:
     """Runs after SGLang has made its communicators, in the process that serves HTTP.
 
-    An engine without HTTP has not imported SGLang's server; there the engine object alone is made.
+    An engine without HTTP has not imported SGLang's server; there the objects alone are made.
     """
     manager.respec_drafter = DrafterEngine(manager)
+    manager.respec_plan = PlanEngine(manager)
     if HTTP_SERVER in sys.modules:
         mount(sys.modules[HTTP_SERVER].app, manager)
 
 
 def mount(app: Any, manager: Any) -> None:
-    router = pkgutil.resolve_name(ROUTERS)(
+    router = pkgutil.resolve_name(DRAFTER_ROUTER)(
         manager.respec_drafter,
         load_config(),
         admin_api_key=manager.config_value("admin_api_key"),
@@ -41,3 +44,4 @@ def mount(app: Any, manager: Any) -> None:
         if "POST" in route.methods:
             auth_level(AuthLevel.ADMIN_OPTIONAL)(route.endpoint)
     app.include_router(router)
+    app.include_router(pkgutil.resolve_name(PLAN_ROUTER)(manager.respec_plan))

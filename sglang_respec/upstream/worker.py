@@ -23,6 +23,7 @@ from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.hidden_tap import HiddenTap, Ints
 from sglang_respec.planner import Profile
 from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, parse_configs
+from sglang_respec.upstream.adaptive import SglangChosen
 from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
@@ -42,6 +43,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     """
 
     planning: Planning | None = None  # None: SGLang's adaptive mode decides
+    _adaptive: Planning  # where SGLang decides: keeps the book all the same
     states: RuntimeStates
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,14 +61,20 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        if self.choice.name == SGLANG_ADAPTIVE:
-            return
         path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
+        if self.choice.name == SGLANG_ADAPTIVE:
+            self._adaptive = Planning(SglangChosen(self), slots, self.settings.step_log)
+            return
         policy = self.choice.make(self.ready, Profile.load(path) if path else None)
         shared = _first_ranks if get_parallel().tp_size > 1 else None
-        self.planning = Planning(policy, slots, self.settings.step_log, shared)
+        self.planning = Planning(policy, slots, self.settings.step_log, shared, self.configs)
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
+
+    @property
+    def watching(self) -> Planning:
+        """Who knows what has run, whoever decides."""
+        return self._adaptive if self.planning is None else self.planning
 
     def _make_tap(self, slots: int) -> HiddenTap:
         width = get_draft_input_from_target_hidden_dim(self.draft_worker.draft_runner)
@@ -100,10 +108,14 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     ) -> Any:
         rest = (on_publish, grammar_barrier, pp_proxy_tensors)
         mode = batch.forward_mode
-        if self.planning is None or mode.is_idle():
+        if mode.is_idle():
             return super().forward_batch_generation(batch, *rest)
         if mode.is_extend() or batch.is_extend_in_batch:
-            self.planning.prefilling(batch)
+            self.watching.prefilling(batch)
+            return super().forward_batch_generation(batch, *rest)
+        if self.planning is None:
+            self.activate_step_by_batch(batch.seq_lens.shape[0])  # as SGLang is about to
+            self.watching.plan(batch, gap_tokens=0)
             return super().forward_batch_generation(batch, *rest)
 
         config = self.planning.plan(batch, self._gap_tokens(batch)).config
@@ -197,15 +209,13 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
     ) -> None:
         super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size)
-        config = self.own
-        if self.planning is not None:
-            config = self.planning.finished(num_correct_drafts_per_req).config
+        record = self.watching.finished(num_correct_drafts_per_req)
+        config = self.own if self.planning is None else record.config
         if not config.is_plain:
             self.feed_drafter(num_correct_drafts_per_req, str(config))
 
     def drafter_swapped(self) -> None:
-        if self.planning is not None:
-            self.planning.drafter_swapped()
+        self.watching.drafter_swapped()
 
     @property
     def last_shared_read_runner(self) -> Any:
