@@ -43,8 +43,13 @@ class Channel(Protocol):
 class Outbox:
     """Rollouts that wait, oldest first. Any thread may add; one takes."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(
+        self,
+        budget_bytes: int,
+        observe: Callable[[str, int], None] = lambda what, amount: None,
+    ) -> None:
+        """observe: told of everything that is counted, by whatever thread counts."""
+        self.budget_bytes, self._observe = budget_bytes, observe
         self.counts: Counter[str] = Counter()
         self.waiting_bytes = 0
         self._waiting: deque[tuple[RolloutSample, float]] = deque()
@@ -55,7 +60,7 @@ class Outbox:
         with self._changed:
             self._waiting.append((sample, now))
             self.waiting_bytes += sample.nbytes
-            self.counts["collected"] += 1
+            self._count("collected", 1)
             self._make_room(self.budget_bytes)
             self._changed.notify()
 
@@ -66,7 +71,7 @@ class Outbox:
 
     def count(self, what: str, amount: int = 1) -> None:
         with self._changed:
-            self.counts[what] += amount
+            self._count(what, amount)
 
     def counters(self) -> dict[str, int]:
         with self._changed:
@@ -111,25 +116,23 @@ class Outbox:
             ids.add(sample.request_id)
         return taken
 
+    def _count(self, what: str, amount: int) -> None:
+        self.counts[what] += amount
+        self._observe(what, amount)
+
     def _make_room(self, budget_bytes: int) -> None:
         while self._waiting and self.waiting_bytes > budget_bytes:
             sample, _ = self._waiting.popleft()
             self.waiting_bytes -= sample.nbytes
-            self.counts["dropped_by_room"] += 1
+            self._count("dropped_by_room", 1)
 
 
 class Sender:
     """Empties an outbox into a channel, in a thread of its own."""
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        channel: Channel,
-        bytes_per_s: float,
-        sent: Callable[[int, int], None] = lambda rollouts, nbytes: None,
-    ) -> None:
-        """bytes_per_s 0: as fast as the channel goes. sent(rollouts, bytes) follows each chunk."""
-        self._outbox, self._channel, self._rate, self._sent = outbox, channel, bytes_per_s, sent
+    def __init__(self, outbox: Outbox, channel: Channel, bytes_per_s: float) -> None:
+        """bytes_per_s 0: as fast as the channel goes."""
+        self._outbox, self._channel, self._rate = outbox, channel, bytes_per_s
         self._away = False
         self._thread = threading.Thread(target=self._run, name="respec-samples-send", daemon=True)
 
@@ -150,7 +153,6 @@ class Sender:
             if self._deliver(chunk, taken):
                 self._outbox.count("sent", len(taken))
                 self._outbox.count("sent_bytes", len(chunk))
-                self._sent(len(taken), len(chunk))
             if self._rate:
                 self._outbox.wait_closed(len(chunk) / self._rate - (time.monotonic() - started))
 

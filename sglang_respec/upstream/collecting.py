@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_observability, get_parallel
 from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 
 from sglang_respec.config import RespecConfig
@@ -41,7 +42,7 @@ MEGABYTE = 1_000_000
 def start_collecting(settings: RespecConfig, row_format: RowFormat) -> Collector:
     """The collector that these settings ask for, with its threads running."""
     rate = settings.samples_mb_per_s * MEGABYTE
-    outbox = Outbox(settings.samples_buffer_mb * MEGABYTE)
+    outbox = Outbox(settings.samples_buffer_mb * MEGABYTE, *_observers())
     channel = open_channel(settings.samples_to, settings.samples_key, outbox.budget_bytes)
     first_guess = FIRST_GUESS_TOKENS * row_format.bytes_per_token
     chooser = Chooser(settings.samples_fraction, rate, first_guess, time.monotonic())
@@ -49,6 +50,14 @@ def start_collecting(settings: RespecConfig, row_format: RowFormat) -> Collector
     collector.start()
     Sender(outbox, channel, rate).start()
     return collector
+
+
+def _observers() -> list[Callable[[str, int], None]]:
+    if not get_observability().enable_metrics:
+        return []
+    from sglang_respec.upstream.collecting_metrics import CollectingMetrics
+
+    return [CollectingMetrics().observe]
 
 
 class CollectingWorker(RespecWorker):
@@ -59,6 +68,7 @@ class CollectingWorker(RespecWorker):
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
+        self.captures_plain_steps = True  # on every rank alike
         if get_parallel().tp_rank != 0:
             return
         runner = self.target_worker.model_runner
@@ -70,7 +80,6 @@ class CollectingWorker(RespecWorker):
         collector = start_collecting(self.settings, self.row_format)
         slots = self.req_to_token_pool.req_to_token.shape[0]
         self.destination = Destination(collector, CollectedRequests(slots, collector))
-        self.captures_plain_steps = True
         logger.info(
             "respec: rollouts go to %s, %d bytes per token.",
             self.settings.samples_to,
