@@ -45,3 +45,7 @@ def mount(app: Any, manager: Any) -> None:
             auth_level(AuthLevel.ADMIN_OPTIONAL)(route.endpoint)
     app.include_router(router)
     app.include_router(pkgutil.resolve_name(PLAN_ROUTER)(manager.respec_plan))
+    # Imported here, where SGLang's HTTP server is: an engine without one must not import it.
+    from sglang_respec.upstream.health import mount_health
+
+    mount_health(app, manager)
