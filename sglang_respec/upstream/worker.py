@@ -12,7 +12,6 @@ from sglang.srt.layers.moe.utils import (
     speculative_moe_backend_context,
 )
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
-from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_tp_context
@@ -21,11 +20,15 @@ from sglang.srt.utils.common import async_d2h
 from sglang_respec.config import load_config
 from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.hidden_tap import HiddenTap, Ints
-from sglang_respec.planner import Profile
-from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, parse_configs
+from sglang_respec.planner import Policy
+from sglang_respec.policies import AUTO, SGLANG_ADAPTIVE, parse_configs
+from sglang_respec.policy_checks import policy_of
+from sglang_respec.refusals import options_of
+from sglang_respec.upstream.auto_start import Preparation
 from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
+from sglang_respec.upstream.rank_talk import RankTalk
 from sglang_respec.upstream.runtime_states import RuntimeStates
 from sglang_respec.upstream.sampling.request_table import request_table
 
@@ -47,12 +50,12 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = load_config()
-        self.choice = PolicyChoice.parse(self.settings.policy)
+        self.choice = policy_of(self.settings.policy, options_of(self.server_args))
         self.own = SpeculationConfig(
             self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens
         )
         self.ready = self.choice.ready(self.own, parse_configs(self.settings.configs))
-        self.configs = self.choice.may_run(self.ready, bool(self.settings.profile))
+        self.configs = self.choice.may_run(self.ready)
         self.draft_worker.put_off = self.configs == (PLAIN,)
         self._plain_now = False
         logger.info("respec: RespecWorker serves EAGLE3.")
@@ -61,12 +64,16 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         super().alloc_memory_pool(*args, **kwargs)
         if self.choice.name == SGLANG_ADAPTIVE:
             return
-        path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
-        policy = self.choice.make(self.ready, Profile.load(path) if path else None)
-        shared = _first_ranks if get_parallel().tp_size > 1 else None
-        self.planning = Planning(policy, slots, self.settings.step_log, shared)
+        slots = self.req_to_token_pool.req_to_token.shape[0]
+        if self.choice.name != AUTO:  # which needs a profile first
+            self._plan_by(self.choice.make(self.ready))
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
+
+    def _plan_by(self, policy: Policy) -> None:
+        talk, slots = RankTalk(), self.req_to_token_pool.req_to_token.shape[0]
+        shared = talk.number if talk.size > 1 else None
+        self.planning = Planning(policy, slots, self.settings.step_log, shared)
 
     def _make_tap(self, slots: int) -> HiddenTap:
         width = get_draft_input_from_target_hidden_dim(self.draft_worker.draft_runner)
@@ -82,13 +89,18 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
     def init_cuda_graphs(self) -> None:
         super().init_cuda_graphs()
-        if self.planning is None:
+        if self.choice.name == SGLANG_ADAPTIVE:
             return
         self.states = RuntimeStates(self, self.own)
-        with self._drafter_context():
+        if self.choice.name == AUTO:
+            started = Preparation(self, self.states).run()
+            self.configs = started.configs
+            self._set_plain(False)
+            self._plan_by(started.policy)
+        else:
             self.states.build(self.configs)
         logger.info(
-            "respec: policy %s over %s.", self.settings.policy, "; ".join(map(str, self.configs))
+            "respec: policy %s over %s.", self.choice.name, "; ".join(map(str, self.configs))
         )
 
     def forward_batch_generation(
@@ -163,7 +175,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         lens = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
         slots = batch.req_pool_indices_cpu.numpy()[rows]
         tokens = int(self.draft_worker.tap.kept(slots).sum())
-        with self._drafter_context(), self.planning.catching_up(tokens):
+        with self.drafter_context(), self.planning.catching_up(tokens):
             return self.draft_worker.catch_up(batch, rows, lens.numpy()[rows])
 
     def _count_ranks(self, config: SpeculationConfig, result: Any) -> None:
@@ -175,7 +187,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         self.planning.counted(async_d2h(counts))
 
     @contextmanager
-    def _drafter_context(self) -> Iterator[None]:
+    def drafter_context(self) -> Iterator[None]:
         """What SGLang enters around every forward of the drafter."""
         with (
             draft_tp_context(self.draft_worker.parallel_layout),
@@ -213,11 +225,3 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if self._plain_now:
             return self.target_worker.model_runner
         return super().last_shared_read_runner
-
-
-def _first_ranks(value: float) -> float:
-    """Rank 0's value, on every rank of the tensor-parallel group."""
-    group = get_parallel().tp_group
-    told = torch.tensor([value], dtype=torch.float64)
-    torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
-    return float(told)
