@@ -215,6 +215,9 @@ class Acceptance:
         # [class][config] expected accepted drafts by the averages alone, before a tree's factor
         self.averages = [[0.0] * len(self.configs) for _ in self.tables]
         self._turn = 0
+        # Of the last batch with several classes, until one of its parts is refreshed.
+        self._mixed_for: Sequence[int] = ()
+        self._mixtures: list[Estimate | None] = []
         self.estimates: list[list[Estimate]] = [
             self._all_estimates(which) for which in range(len(self.tables))
         ]
@@ -244,6 +247,14 @@ class Acceptance:
         for which, requests in enumerate(requests_per_class):
             if requests == total:
                 return self.estimates[which][index]
+        if requests_per_class != self._mixed_for:
+            self._mixed_for, self._mixtures = requests_per_class, [None] * len(self.configs)
+        found = self._mixtures[index]
+        if found is None:
+            found = self._mixtures[index] = self._mixture(index, requests_per_class, total)
+        return found
+
+    def _mixture(self, index: int, requests_per_class: Sequence[int], total: int) -> Estimate:
         parts = [
             (requests / total, self.estimates[which][index])
             for which, requests in enumerate(requests_per_class)
@@ -288,8 +299,11 @@ class Acceptance:
         self._turn = (self._turn + 1) % len(self.configs)
         for index in {self._index.get(step.config, self._turn), self._turn}:
             self.estimates[which][index] = self._estimate(which, index, model)
+            if self._mixtures:
+                self._mixtures[index] = None
 
     def _all_estimates(self, which: int) -> list[Estimate]:
+        self._mixed_for = ()
         model = self.tables[which].model()
         return [self._estimate(which, i, model) for i in range(len(self.configs))]
 

@@ -39,7 +39,7 @@ class PlannerSettings:
     first_dwell_steps: float = 200.0  # how long a choice is believed to last before any is known
 
 
-@dataclass
+@dataclass(slots=True)
 class _Option:
     """One configuration as it stands for the batch at hand. Rates are per request."""
 
@@ -87,7 +87,11 @@ class Planner:
         """The plan of the next round; under 50 microseconds with eight configurations."""
         self._last = stats
         place = self.cost.place(stats.batch_size, stats.mean_context_tokens)
-        options = [self._option(i, stats, place) for i in range(len(self.configs))]
+        of, classes = self.acceptance.of, stats.requests_per_class
+        options = []
+        for index, seconds in enumerate(self.cost.relatives(place)):
+            estimate = of(index, classes)
+            options.append(_Option(index, estimate.accepted / seconds, seconds, estimate))
         self._stay.step()
         self._probe_tokens = 0
         if self._probe_rounds > 0 and self._still_open(options, place):
@@ -150,11 +154,6 @@ class Planner:
             )
         best = max(cells, key=lambda cell: cell["tokens_per_s"])
         return {"batch_size": batch_size, "best": best["config"], "configs": cells}
-
-    def _option(self, index: int, stats: BatchStats, place: Place) -> _Option:
-        estimate = self.acceptance.of(index, stats.requests_per_class)
-        seconds = self.cost.relative(index, place)
-        return _Option(index, estimate.accepted / seconds, seconds, estimate)
 
     def _choose(self, options: list[_Option], place: Place, stats: BatchStats) -> None:
         if self._decisions < FIRST_ROUNDS:
@@ -251,12 +250,15 @@ class Planner:
         total = option.rate**2 * self.cost.teaches(option.index, place, rounds)
         total += (a * mine.factor_error) ** 2 * _share(looks, mine.factor_rounds)
         wider = self.configs[option.index].topk > self.configs[chosen.index].topk
-        for x, y, reach, known, weight in zip(
-            mine.errors, theirs.errors, mine.reach, theirs.reach, mine.weights, strict=True
-        ):
-            new = looks * (reach if wider else reach - known)
+        known, theirs_errors, weights = theirs.reach, theirs.errors, mine.weights
+        for depth, reach in enumerate(mine.reach):
+            new = looks * (reach if wider else reach - known[depth])
             if new > 0.0:
-                total += (a * x - b * y) ** 2 * _share(new, weight)
+                weight = weights[depth]
+                if weight < MEMORY_OBSERVATIONS:
+                    error = a * mine.errors[depth] - b * theirs_errors[depth]
+                    share = (1.0 - weight / MEMORY_OBSERVATIONS) * new / (new + weight)
+                    total += error * error * share
         return math.sqrt(total)
 
     def _difference_error(self, one: _Option, two: _Option, place: Place) -> float:
