@@ -19,7 +19,7 @@ from respec_server.process import ServerProcess
 from sglang_respec.demo_task import make_problem
 
 PROBES = ("/health", "/ready", "/metrics")
-STARTED_WITH = ("--demo", "--enable-metrics")
+STARTED_WITH = ("--demo", "--enable-metrics", "--respec-policy", "always")
 
 
 def prompts(count: int) -> list[list[int]]:

@@ -101,7 +101,7 @@ class Planner:
             self._running = self._chosen
             self._decisions += 1
             if self._decisions == 1:
-                self._probe_tokens = PROBE_OBSERVATIONS
+                self._probe_tokens = min(PROBE_OBSERVATIONS, stats.batch_size)
             elif self._decisions > FIRST_ROUNDS and self._decisions % PROBE_STRIDE == 1:
                 self._consider_learning(options, place, stats)
         config = self.configs[self._running]
@@ -187,7 +187,7 @@ class Planner:
                 if worth > most:
                     most, probed = worth, option
         if chosen.index == 0 and self._guesses_worth(options, stats) > most:
-            self._probe_tokens = PROBE_OBSERVATIONS
+            self._probe_tokens = min(PROBE_OBSERVATIONS, stats.batch_size)
             return
         if probed is None:
             return
@@ -218,17 +218,19 @@ class Planner:
         """
         plain = options[0]
         most = 0.0
+        guesses = min(PROBE_OBSERVATIONS, stats.batch_size)
         for option in options[1:]:
             weights = option.estimate.weights
-            share = _share(PROBE_OBSERVATIONS, weights[0])
+            share = _share(guesses, weights[0])
             first, *deeper = option.estimate.errors
             taught = first * first * share
             for error, weight in zip(deeper, weights[1:], strict=True):
                 taught += error * error * share * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
             taught = math.sqrt(taught) / option.relative_time
             most = max(most, _expected_gain(abs(plain.rate - option.rate), taught))
+        behind = max(1.0, stats.gap_tokens / stats.batch_size)
         cost_s = self.cost.profile.extend_seconds(
-            PROBE_OBSERVATIONS, stats.batch_size, stats.mean_context_tokens
+            guesses * behind, guesses, stats.mean_context_tokens
         )
         return most * self._stay.remaining * plain.relative_time - cost_s * plain.rate
 

@@ -27,7 +27,7 @@ def profile_key(worker: Any) -> ProfileKey:
         versions=tuple((name, _version(name)) for name in sorted(PACKAGES)),
         execution=(
             f"attention {_backend(target)}, of the drafter {_backend(drafter)}, "
-            f"page {args.page_size}, graphs {_graphs(target)}"
+            f"page {target.page_size}, graphs {_graphs(target)}"
         ),
     )
 

@@ -28,6 +28,7 @@ from sglang_respec.upstream.auto_start import Preparation
 from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
+from sglang_respec.upstream.probe import Guesses, probed_rows
 from sglang_respec.upstream.rank_talk import RankTalk
 from sglang_respec.upstream.runtime_states import RuntimeStates
 from sglang_respec.upstream.sampling.request_table import request_table
@@ -118,12 +119,13 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             self.planning.prefilling(batch)
             return super().forward_batch_generation(batch, *rest)
 
-        config = self.planning.plan(batch, self._gap_tokens(batch)).config
+        plan = self.planning.plan(batch, self._gap_tokens(batch))
+        config = plan.config
         self._set_plain(config == PLAIN)
         self.states.activate(config)
         if config == PLAIN:
-            return self._decode_plainly(batch, on_publish, grammar_barrier)
-        self._warm_up(batch)
+            return self._decode_plainly(batch, plan.probe_tokens, on_publish, grammar_barrier)
+        self._warm_up(batch, np.arange(len(batch.reqs)))
         result = super().forward_batch_generation(batch, *rest)
         self._count_ranks(config, result)
         return result
@@ -138,10 +140,13 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             self.draft_worker.tap is None or self.settings.plain_prefill == "tap"
         )
 
-    def _decode_plainly(self, batch: Any, on_publish: Any, grammar_barrier: Any) -> Any:
+    def _decode_plainly(
+        self, batch: Any, probe_tokens: int, on_publish: Any, grammar_barrier: Any
+    ) -> Any:
         tap, slots = self.draft_worker.tap, batch.req_pool_indices_cpu.numpy()
         if tap is not None and self.settings.tap_overflow == "catch_up":
             self._catch_up(batch, np.flatnonzero(tap.full(slots)))
+        guesses = self._guess(batch, probe_tokens)
         positions = batch.seq_lens
         capture = CaptureHiddenMode.NULL if tap is None else CaptureHiddenMode.FULL
         result = decode_plainly(batch, self.target_worker, capture, on_publish, grammar_barrier)
@@ -149,15 +154,29 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if tap is not None:
             hidden = result.logits_output.hidden_states
             tap.write_step(slots, batch.req_pool_indices, positions, hidden, tokens)
+        if guesses is not None:
+            assert self.planning is not None
+            self.planning.counted(async_d2h(guesses.ranks(tokens, self.planning.classes)))
         result.next_draft_input = self.draft_worker.cold_input(tokens)
         return result
 
-    def _warm_up(self, batch: Any) -> None:
-        """Before a draft: whoever is behind catches up, and gets its candidates."""
+    def _guess(self, batch: Any, most: int) -> Guesses | None:
+        """The drafter's candidates for the next token of so many requests; see `probe`."""
+        tap = self.draft_worker.tap
+        if tap is None or not most:
+            return None
+        assert self.planning is not None
+        rows = probed_rows(tap.kept(batch.req_pool_indices_cpu.numpy()), most)
+        self._warm_up(batch, rows)
+        self.planning.probed(len(rows))
+        return Guesses.of(rows, self.draft_worker.candidates_of(batch.spec_info))
+
+    def _warm_up(self, batch: Any, rows: Ints) -> None:
+        """Before a draft: whoever of these is behind catches up, and gets its candidates."""
         tap = self.draft_worker.tap
         if tap is None:
             return
-        rows = np.flatnonzero(tap.gap[batch.req_pool_indices_cpu.numpy()])
+        rows = rows[tap.gap[batch.req_pool_indices_cpu.numpy()[rows]] > 0]
         found = self._catch_up(batch, rows)
         if found is None:
             return
