@@ -10,6 +10,7 @@ from sglang_respec.planner.planner import MAX_CONFIGS
 from sglang_respec.planner.profile import Profile
 
 CHAIN_STEPS = (1, 2, 3, 5, 7)
+SMALLEST_TREE = 3  # nodes: the root and two candidates
 # Part of the largest tree's steps, of its top-k and of its nodes. Small trees suit large batches.
 TREES = ((1.0, 1.0, 0.5), (0.6, 1.0, 0.5), (0.6, 0.5, 0.375))
 
@@ -34,13 +35,13 @@ def candidate_shapes(
 
 
 def _trees(own: SpeculationConfig) -> list[SpeculationConfig]:
-    if own.topk == 1:
+    if own.topk == 1 or own.num_draft_tokens < SMALLEST_TREE:
         return []
     found = []
     for of_steps, of_topk, of_nodes in TREES:
         steps = max(1, round(of_steps * own.num_steps))
         topk = max(2, round(of_topk * own.topk))
-        nodes = max(3, round(of_nodes * own.num_draft_tokens))
+        nodes = max(SMALLEST_TREE, round(of_nodes * own.num_draft_tokens))
         size = 1 + topk + (steps - 1) * topk * topk
         found.append(SpeculationConfig(steps, topk, min(nodes, size)))
     return found

@@ -8,6 +8,7 @@ milliseconds, before a server does in minutes.
 from sglang_respec.upstream.contract_table import UpstreamName
 from sglang_respec.upstream.drafter_names import DRAFTER_NAMES
 from sglang_respec.upstream.planned_names import PLANNED_NAMES
+from sglang_respec.upstream.profile_names import PROFILE_NAMES
 from sglang_respec.upstream.sampling.names import SAMPLING_NAMES
 
 _TREE = "sglang.kernels.ops.speculative.spec_tree"
@@ -240,4 +241,5 @@ UPSTREAM_NAMES = (
     *SAMPLING_NAMES,
     *DRAFTER_NAMES,
     *PLANNED_NAMES,
+    *PROFILE_NAMES,
 )

@@ -1,6 +1,7 @@
 """What a policy is told of each decode step, before it and after it."""
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -151,6 +152,7 @@ class Planning:
             "catch_up_tokens": step.catch_up_tokens,
             "catch_up_seconds": step.catch_up_seconds,
             "probed_requests": step.probed_requests,
+            "process": os.getpid(),  # each rank writes its own lines
         }
         del line["ranks"]
         self._log.write(json.dumps(line) + "\n")
