@@ -45,10 +45,11 @@ class Estimate:
     factor_rounds: float  # rounds of one request behind the factor
     reach: tuple[float, ...]  # [depths] chance that a round looks at this depth
     weights: tuple[float, ...]  # [depths] observations behind each depth
+    spread: float  # root of the sum of the squares of `errors`
 
     @property
     def error(self) -> float:
-        return math.sqrt(sum(e * e for e in self.errors) + self.factor_error**2)
+        return math.hypot(self.spread, self.factor_error)
 
 
 class RankTable:
@@ -260,16 +261,18 @@ class Acceptance:
             for which, requests in enumerate(requests_per_class)
             if requests
         ]
+        errors = tuple(
+            math.hypot(*(share * part.errors[depth] for share, part in parts))
+            for depth in range(len(parts[0][1].errors))
+        )
         return Estimate(
             sum(share * part.accepted for share, part in parts),
-            tuple(
-                math.hypot(*(share * part.errors[depth] for share, part in parts))
-                for depth in range(len(parts[0][1].errors))
-            ),
+            errors,
             sum(share * part.factor_error for share, part in parts),
             parts[0][1].factor_rounds,
             _mixed([(share, part.reach) for share, part in parts]),
             _mixed([(share, part.weights) for share, part in parts]),
+            math.hypot(*errors),
         )
 
     def seen(self, requests_per_class: Sequence[int]) -> float:
@@ -314,9 +317,10 @@ class Acceptance:
         drafts = sum(chances)
         self.averages[which][index] = drafts
         padding = (0.0,) * (table.depths - config.num_steps)
+        errors = tuple(factor * e for e in table.errors(model, chances)) + padding
         return Estimate(
             1.0 + factor * drafts,
-            tuple(factor * e for e in table.errors(model, chances)) + padding,
+            errors,
             factor * drafts * relative_error,
             rounds,
             tuple([1.0, *chances[:-1]][: config.num_steps]) + padding,
@@ -324,6 +328,7 @@ class Acceptance:
                 PRIOR_WEIGHT + table.seen(depth, min(2, config.topk))
                 for depth in range(1, table.depths + 1)
             ),
+            math.hypot(*errors),
         )
 
 

@@ -180,26 +180,53 @@ class Planner:
         """
         chosen = options[self._chosen]
         rounds = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
+        change_s = self._change_seconds(chosen, options[-1], stats)  # all but PLAIN cost the same
         most, probed = 0.0, None
         for option in options:
-            if option is not chosen:
-                worth = self._probe_worth(option, chosen, place, stats, rounds)
+            if option is chosen:
+                continue
+            if self._worth_at_most(option, chosen, place, rounds, change_s) > most:
+                worth = self._probe_worth(option, chosen, place, stats, rounds, change_s)
                 if worth > most:
                     most, probed = worth, option
-        if chosen.index == 0 and self._guesses_worth(options, stats) > most:
+        if chosen.index == 0 and self._guesses_pay(options, stats, most):
             self._probe_tokens = min(PROBE_OBSERVATIONS, stats.batch_size)
             return
         if probed is None:
             return
         for longer in (rounds * 4, rounds * 16):  # one long look, where it pays, is one change
-            worth = self._probe_worth(probed, chosen, place, stats, longer)
+            worth = self._probe_worth(probed, chosen, place, stats, longer, change_s)
             if worth > most:
                 most, rounds = worth, longer
         self._running, self._reason = probed.index, "probe"
         self._probe_rounds = rounds - 1
 
+    def _worth_at_most(
+        self, option: _Option, chosen: _Option, place: Place, rounds: int, change_s: float
+    ) -> float:
+        """Cheap, and no less than :meth:`_probe_worth`: as if a probe taught all that is unsure."""
+        mine, theirs = option.estimate, chosen.estimate
+        time, other_time = option.relative_time, chosen.relative_time
+        unsure = math.hypot(
+            mine.spread / time + theirs.spread / other_time,
+            mine.factor_error / time,
+            option.rate * self.cost.relative_error(option.index, place),
+        )
+        behind = chosen.rate - option.rate
+        if abs(behind) > 4.0 * unsure:
+            return 0.0
+        gain = _expected_gain(abs(behind), unsure) * self._stay.remaining * other_time
+        loss = behind * rounds * time if behind > 0.0 else 0.0
+        return gain - loss - (change_s * chosen.rate if option.index else 0.0)
+
     def _probe_worth(
-        self, option: _Option, chosen: _Option, place: Place, stats: BatchStats, rounds: int
+        self,
+        option: _Option,
+        chosen: _Option,
+        place: Place,
+        stats: BatchStats,
+        rounds: int,
+        change_s: float,
     ) -> float:
         """Tokens per request that a probe of so many rounds is expected to gain, less its cost."""
         behind = chosen.rate - option.rate
@@ -208,31 +235,37 @@ class Planner:
             return 0.0  # the probe could not turn the choice
         gain = _expected_gain(abs(behind), taught) * self._stay.remaining * chosen.relative_time
         loss = max(behind, 0.0) * rounds * option.relative_time
-        return gain - loss - self._change_seconds(chosen, option, stats) * chosen.rate
+        return gain - loss - (change_s * chosen.rate if option.index else 0.0)
 
-    def _guesses_worth(self, options: list[_Option], stats: BatchStats) -> float:
-        """While decoding plainly: what the drafter's guesses at committed tokens are worth.
+    def _guesses_pay(self, options: list[_Option], stats: BatchStats, more_than: float) -> bool:
+        """While decoding plainly: whether the drafter's guesses are worth more than that.
 
-        They cost one small extend and show depth 1 alone; deeper depths lean on it with the
-        weight of their prior, and learn in proportion to what depth 1 learns.
+        They cost an extend over what the drafter lacks and show depth 1 alone; deeper depths lean
+        on it with the weight of their prior, and learn in proportion to what depth 1 learns.
         """
         plain = options[0]
-        most = 0.0
         guesses = min(PROBE_OBSERVATIONS, stats.batch_size)
-        for option in options[1:]:
-            weights = option.estimate.weights
-            share = _share(guesses, weights[0])
-            first, *deeper = option.estimate.errors
-            taught = first * first * share
-            for error, weight in zip(deeper, weights[1:], strict=True):
-                taught += error * error * share * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
-            taught = math.sqrt(taught) / option.relative_time
-            most = max(most, _expected_gain(abs(plain.rate - option.rate), taught))
         behind = max(1.0, stats.gap_tokens / stats.batch_size)
         cost_s = self.cost.profile.extend_seconds(
             guesses * behind, guesses, stats.mean_context_tokens
         )
-        return most * self._stay.remaining * plain.relative_time - cost_s * plain.rate
+        needed = (more_than + cost_s * plain.rate) / (self._stay.remaining * plain.relative_time)
+        for option in options[1:]:
+            mine, weights = option.estimate, option.estimate.weights
+            share = _share(guesses, weights[0])
+            apart = abs(plain.rate - option.rate)
+            if (
+                _expected_gain(apart, math.sqrt(share) * mine.spread / option.relative_time)
+                <= needed
+            ):
+                continue  # were every depth taught as much as the first, it would not do
+            first, *deeper = mine.errors
+            taught = first * first
+            for error, weight in zip(deeper, weights[1:], strict=True):
+                taught += error * error * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
+            if _expected_gain(apart, math.sqrt(share * taught) / option.relative_time) > needed:
+                return True
+        return False
 
     def _still_open(self, options: list[_Option], place: Place) -> bool:
         """Whether the probe that runs may still turn the choice."""
