@@ -37,9 +37,16 @@ class ServerSpec:
         care = CPU_ENVIRON if cuda_devices()[0] == 0 else {}
         return {**care, SWITCH_ENV: "0" if self.stock else "1"}
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The flags; a server that names no policy keeps the shape it is measured in."""
+        if self.stock or "--respec-policy" in self.flags:
+            return self.flags
+        return (*self.flags, "--respec-policy", "always")
+
     def facts(self) -> dict[str, Any]:
         command = "sglang serve" if self.stock else "respec serve"
-        text = public_text(f"{command} {shlex.join(self.flags)}")
+        text = public_text(f"{command} {shlex.join(self.arguments)}")
         return {"name": self.name, "command": text, "environ": self.environ}
 
 
@@ -85,7 +92,7 @@ class Pool:
     def _start(self, spec: ServerSpec) -> ServerProcess:
         name = "".join(each if each.isalnum() else "-" for each in spec.name)
         server = ServerProcess(
-            spec.flags,
+            spec.arguments,
             command=STOCK_SERVE if spec.stock else RESPEC_SERVE,
             environ=spec.environ,
             log=self._logs / f"{name}.log",

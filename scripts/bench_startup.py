@@ -20,7 +20,9 @@ WAYS = {"fork": "true", "spawn": "false"}
 def seconds_to_ready(way: str) -> float:
     """One start of the demo server; its processes are made in this way."""
     started = time.perf_counter()
-    with ServerProcess(["--demo", "--respec-portable-fork", WAYS[way]]):
+    with ServerProcess(
+        ["--demo", "--respec-policy", "always", "--respec-portable-fork", WAYS[way]]
+    ):
         return time.perf_counter() - started
 
 

@@ -91,19 +91,41 @@ class RespecConfig:
         choices=("auto", "triton", "reference"),
     )
     policy: str = _knob(
-        "auto",
-        "what chooses the configuration of every decode step: auto (the planner, given a profile; "
-        "else the server's own shape), plain, always:STEPS,TOPK,NODES, sglang-adaptive, or for "
-        "tests fuzz:SEED and above:CONTEXT_TOKENS",
+        "default",
+        "what chooses the configuration of every decode step: auto (the planner, which measures "
+        "step times when the server starts), plain, always (the server's own shape), "
+        "always:STEPS,TOPK,NODES, sglang-adaptive, or for tests fuzz:SEED and "
+        "above:CONTEXT_TOKENS; default is auto on a CPU and always elsewhere",
     )
     profile: str = _knob(
         "",
-        "the file of step times that the policy auto decides by",
+        "a file of step times for the policy auto; empty takes those saved in profile_dir, or "
+        "measures them",
+    )
+    profile_dir: str = _knob(
+        "",
+        "folder where measured step times are kept for the next start; empty is "
+        "sglang_respec/profiles in the user's cache folder",
+    )
+    profile_seconds: float = _knob(
+        10.0,
+        "time the policy auto may take to measure when the server starts; 0 measures nothing, and "
+        "without saved step times the server then keeps its own shape",
+        unit="seconds",
+        minimum=0,
+    )
+    graph_memory_mib: int = _knob(
+        2048,
+        "on CUDA, memory for the graphs of the shapes that the policy auto holds ready beside the "
+        "server's own",
+        unit="MiB",
+        minimum=0,
     )
     configs: str = _knob(
         "",
         "further shapes of speculation to hold ready, as 'STEPS,TOPK,NODES; ...'; each at most "
-        "the server's own in steps, top-k and nodes",
+        "the server's own in steps, top-k and nodes; the policy auto chooses some itself if none "
+        "are named",
     )
     tap_window: int = _knob(
         512,

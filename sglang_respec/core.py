@@ -112,7 +112,7 @@ class Plan:
 
     config: SpeculationConfig
     reason: str  # one of PLAN_REASONS; a label for metrics
-    probe_tokens: int = 0  # only with PLAIN: committed tokens the drafter is to guess
+    probe_tokens: int = 0  # only with PLAIN: of so many requests the drafter guesses the token
     predicted_s: float | None = None  # of the round, where the policy knows step times
 
 
@@ -167,4 +167,4 @@ class StepRecord:
     requests_per_class: tuple[int, int, int]
     tokens_committed: int  # all requests, bonus tokens included, before stops cut any
     seconds: float | None = None  # rank 0's, without catch-up and probe; None where unmeasured
-    ranks: tuple[RankCounts, ...] = ()  # of the round, of its probe, and of its catch-up
+    ranks: tuple[RankCounts, ...] = ()  # of the round, or of its probe

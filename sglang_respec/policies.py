@@ -15,9 +15,11 @@ from sglang_respec.core import PLAIN, BatchStats, Plan, SpeculationConfig, StepR
 from sglang_respec.errors import RespecError
 from sglang_respec.planner import Always, Policy, Profile, make_policy
 
+DEFAULT, AUTO, ALWAYS = "default", "auto", "always"
 SGLANG_ADAPTIVE = "sglang-adaptive"
 POLICIES = (
-    "auto, plain, always:STEPS,TOPK,NODES, fuzz:SEED, above:CONTEXT_TOKENS or " + SGLANG_ADAPTIVE
+    "default, auto, plain, always, always:STEPS,TOPK,NODES, fuzz:SEED, above:CONTEXT_TOKENS or "
+    + SGLANG_ADAPTIVE
 )
 
 
@@ -49,18 +51,18 @@ class Above:
 class PolicyChoice:
     """A policy as the setting names it, read but not made."""
 
-    name: str  # auto, plain, always, fuzz, above or sglang-adaptive
-    config: SpeculationConfig | None = None  # of always
+    name: str  # default, auto, plain, always, fuzz, above or sglang-adaptive
+    config: SpeculationConfig | None = None  # of always; None is the server's own shape
     number: int = 0  # the seed of fuzz; the context of above
 
     @classmethod
     def parse(cls, text: str) -> PolicyChoice:
         """Read ``"auto"``, ``"always:3,1,4"``, ``"fuzz:7"`` and the like."""
-        name, _, rest = text.strip().partition(":")
+        name, colon, rest = text.strip().partition(":")
         rest = rest.strip("() ")
-        if name in ("auto", "plain", SGLANG_ADAPTIVE) and not rest:
+        if name in (DEFAULT, AUTO, "plain", ALWAYS, SGLANG_ADAPTIVE) and not colon:
             return cls(name)
-        if name == "always" and rest:
+        if name == ALWAYS and rest:
             return cls(name, config=SpeculationConfig.parse(rest))
         if name == "fuzz" and re.fullmatch(r"\d*", rest):
             return cls(name, number=int(rest or 0))
@@ -75,30 +77,20 @@ class PolicyChoice:
         wanted = (own, *listed, *([self.config] if self.config else []))
         return tuple(dict.fromkeys(each for each in wanted if not each.is_plain))
 
-    def may_run(
-        self, ready: Sequence[SpeculationConfig], profiled: bool
-    ) -> tuple[SpeculationConfig, ...]:
+    def may_run(self, ready: Sequence[SpeculationConfig]) -> tuple[SpeculationConfig, ...]:
         """Every configuration the policy may ask for, PLAIN among them if it is one."""
         if self.name == "plain":
             return (PLAIN,)
-        if self.config is not None:
-            return (self.config,)
-        if self.name == "auto" and not profiled:
-            return (ready[0],)
+        if self.name in (DEFAULT, ALWAYS):  # a default that may switch has been settled to auto
+            return (self.config or ready[0],)
         return (PLAIN, *ready)
 
-    def make(self, ready: Sequence[SpeculationConfig], profile: Profile | None) -> Policy:
-        """The policy over these shapes, the server's own first.
-
-        Without a profile nothing is known of step times, so that `auto` keeps the server's own
-        shape.
-        """
+    def make(self, ready: Sequence[SpeculationConfig], profile: Profile | None = None) -> Policy:
+        """The policy over these shapes, the server's own first; `auto` needs a profile."""
         if self.name == "above":
             return Above(self.number, ready[0])
-        if self.config is not None:
-            return Always(self.config)
-        if self.name == "auto" and profile is None:
-            return Always(ready[0])
+        if self.name in (DEFAULT, ALWAYS):
+            return Always(self.config or ready[0])
         return make_policy(self.name, profile, ready, self.number)
 
 

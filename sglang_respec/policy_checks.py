@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sglang_respec.config import RespecConfig
 from sglang_respec.core import SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner import Profile
-from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, check_within, parse_configs
+from sglang_respec.policies import (
+    ALWAYS,
+    AUTO,
+    DEFAULT,
+    SGLANG_ADAPTIVE,
+    PolicyChoice,
+    check_within,
+    parse_configs,
+)
 
 Options = Mapping[str, Any]
 
@@ -23,6 +31,19 @@ _ONE_SHAPE_ONLY = {
 }
 
 
+def policy_of(text: str, options: Options) -> PolicyChoice:
+    """The policy of a server with these options, with `default` settled.
+
+    It is `auto` on a CPU, where that has been measured, and `always` elsewhere and wherever a
+    server must keep one shape.
+    """
+    choice = PolicyChoice.parse(text)
+    if choice.name != DEFAULT:
+        return choice
+    may_switch = options.get("device") == "cpu" and not any(_one_shape_flags(options))
+    return PolicyChoice(AUTO if may_switch else ALWAYS)
+
+
 def refuse_policy(options: Options, config: RespecConfig) -> None:
     """Raise :class:`RespecError` if this policy cannot choose on a server with these options.
 
@@ -30,7 +51,7 @@ def refuse_policy(options: Options, config: RespecConfig) -> None:
     """
     if not options.get("speculative_algorithm"):
         return  # nothing is speculated, so there is nothing to choose
-    choice = PolicyChoice.parse(config.policy)
+    choice = policy_of(config.policy, options)
     _refuse_two_choosers(choice, bool(options.get("speculative_adaptive")))
     if config.profile:
         Profile.load(config.profile)
@@ -39,8 +60,8 @@ def refuse_policy(options: Options, config: RespecConfig) -> None:
         return
     ready = choice.ready(own, parse_configs(config.configs))
     check_within(own, ready)
-    if choice.may_run(ready, bool(config.profile)) != (own,):
-        _refuse_switching(options, config.policy)
+    if choice.may_run(ready) != (own,):
+        _refuse_switching(options, choice.name)
 
 
 def _refuse_two_choosers(choice: PolicyChoice, adaptive: bool) -> None:
@@ -65,10 +86,16 @@ def _own_shape(options: Options) -> SpeculationConfig | None:
 
 
 def _refuse_switching(options: Options, policy: str) -> None:
+    for flag in _one_shape_flags(options):
+        raise RespecError(
+            f"The policy {policy} may leave the server's own shape of speculation, which "
+            f"{flag} does not allow; remove the flag, or set --respec-policy {ALWAYS}."
+        )
+
+
+def _one_shape_flags(options: Options) -> Iterator[str]:
+    """What was given that keeps a server to its own shape."""
     for name, flag in _ONE_SHAPE_ONLY.items():
         value = options.get(name) or 0
         if value > (name == "pp_size"):
-            raise RespecError(
-                f"The policy {policy} may leave the server's own shape of speculation, which "
-                f"{flag} does not allow; remove the flag, or set --respec-policy auto."
-            )
+            yield flag

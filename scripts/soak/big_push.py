@@ -68,6 +68,7 @@ def run() -> dict[str, Any]:
             *("--device", "cpu", "--max-total-tokens", "2048", "--respec-portable-threads", "1"),
             *("--speculative-num-steps", "1", "--speculative-eagle-topk", "1"),
             *("--speculative-num-draft-tokens", "2", "--respec-drafter-versions", "2"),
+            *("--respec-policy", "always"),
         ]
         with ServerProcess(flags, ready_timeout_s=600) as server:
             return _measure(server, [each / "model.safetensors" for each in drafters])

@@ -20,7 +20,7 @@ from sglang_respec.demo_task import make_problem
 
 PROBE_EVERY_S = 1.0
 PROBES = ("/health", "/ready", "/metrics")
-STARTED_WITH = ("--demo", "--enable-metrics")
+STARTED_WITH = ("--demo", "--enable-metrics", "--respec-policy", "always")
 
 
 def prompts(count: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ commands:
   demo      start a server with the bundled models, run a batch, show the figures
   status    ask a running server how it is doing
   simulate  compare policies on simulated loads, with no model and no GPU
+  profile   measure the step times that a server chooses shapes by
   push      send new drafter weights to running servers
   learn     train the drafter beside a running server and push it when that pays
   doctor    check this machine and this installation
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "status": _status,
         "simulate": _simulate,
+        "profile": _profile,
         "push": _push,
         "learn": _learn,
         "doctor": _doctor,
@@ -126,6 +128,14 @@ def _simulate(arguments: list[str]) -> int:
     from respec_server.simulate import simulate
 
     return simulate(arguments)
+
+
+def _profile(arguments: list[str]) -> int:
+    # Told to end, end in order: the server is a child of ours and must not outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from respec_server.profile import profile
+
+    return profile(arguments)
 
 
 def _push(arguments: list[str]) -> int:

@@ -46,10 +46,11 @@ class Estimate:
     factor_rounds: float  # rounds of one request behind the factor
     reach: tuple[float, ...]  # [depths] chance that a round looks at this depth
     weights: tuple[float, ...]  # [depths] observations behind each depth
+    spread: float  # root of the sum of the squares of `errors`
 
     @property
     def error(self) -> float:
-        return math.sqrt(sum(e * e for e in self.errors) + self.factor_error**2)
+        return math.hypot(self.spread, self.factor_error)
 
 
 class RankTable:
@@ -216,6 +217,9 @@ class Acceptance:
         # [class][config] expected accepted drafts by the averages alone, before a tree's factor
         self.averages = [[0.0] * len(self.configs) for _ in self.tables]
         self._turn = 0
+        # Of the last batch with several classes, until one of its parts is refreshed.
+        self._mixed_for: Sequence[int] = ()
+        self._mixtures: list[Estimate | None] = []
         self.estimates: list[list[Estimate]] = [
             self._all_estimates(which) for which in range(len(self.tables))
         ]
@@ -245,21 +249,31 @@ class Acceptance:
         for which, requests in enumerate(requests_per_class):
             if requests == total:
                 return self.estimates[which][index]
+        if requests_per_class != self._mixed_for:
+            self._mixed_for, self._mixtures = requests_per_class, [None] * len(self.configs)
+        found = self._mixtures[index]
+        if found is None:
+            found = self._mixtures[index] = self._mixture(index, requests_per_class, total)
+        return found
+
+    def _mixture(self, index: int, requests_per_class: Sequence[int], total: int) -> Estimate:
         parts = [
             (requests / total, self.estimates[which][index])
             for which, requests in enumerate(requests_per_class)
             if requests
         ]
+        errors = tuple(
+            math.hypot(*(share * part.errors[depth] for share, part in parts))
+            for depth in range(len(parts[0][1].errors))
+        )
         return Estimate(
             sum(share * part.accepted for share, part in parts),
-            tuple(
-                math.hypot(*(share * part.errors[depth] for share, part in parts))
-                for depth in range(len(parts[0][1].errors))
-            ),
+            errors,
             sum(share * part.factor_error for share, part in parts),
             parts[0][1].factor_rounds,
             _mixed([(share, part.reach) for share, part in parts]),
             _mixed([(share, part.weights) for share, part in parts]),
+            math.hypot(*errors),
         )
 
     def seen(self, requests_per_class: Sequence[int]) -> float:
@@ -312,8 +326,11 @@ class Acceptance:
         self._turn = (self._turn + 1) % len(self.configs)
         for index in {self._index.get(step.config, self._turn), self._turn}:
             self.estimates[which][index] = self._estimate(which, index, model)
+            if self._mixtures:
+                self._mixtures[index] = None
 
     def _all_estimates(self, which: int) -> list[Estimate]:
+        self._mixed_for = ()
         model = self.tables[which].model()
         return [self._estimate(which, i, model) for i in range(len(self.configs))]
 
@@ -324,9 +341,10 @@ class Acceptance:
         drafts = sum(chances)
         self.averages[which][index] = drafts
         padding = (0.0,) * (table.depths - config.num_steps)
+        errors = tuple(factor * e for e in table.errors(model, chances)) + padding
         return Estimate(
             1.0 + factor * drafts,
-            tuple(factor * e for e in table.errors(model, chances)) + padding,
+            errors,
             factor * drafts * relative_error,
             rounds,
             tuple([1.0, *chances[:-1]][: config.num_steps]) + padding,
@@ -334,6 +352,7 @@ class Acceptance:
                 PRIOR_WEIGHT + table.seen(depth, min(2, config.topk))
                 for depth in range(1, table.depths + 1)
             ),
+            math.hypot(*errors),
         )
 
 

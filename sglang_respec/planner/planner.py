@@ -39,7 +39,7 @@ class PlannerSettings:
     first_dwell_steps: float = 200.0  # how long a choice is believed to last before any is known
 
 
-@dataclass
+@dataclass(slots=True)
 class _Option:
     """One configuration as it stands for the batch at hand. Rates are per request."""
 
@@ -87,7 +87,11 @@ class Planner:
         """The plan of the next round; under 50 microseconds with eight configurations."""
         self._last = stats
         place = self.cost.place(stats.batch_size, stats.mean_context_tokens)
-        options = [self._option(i, stats, place) for i in range(len(self.configs))]
+        of, classes = self.acceptance.of, stats.requests_per_class
+        options = []
+        for index, seconds in enumerate(self.cost.relatives(place)):
+            estimate = of(index, classes)
+            options.append(_Option(index, estimate.accepted / seconds, seconds, estimate))
         self._stay.step()
         self._probe_tokens = 0
         if self._probe_rounds > 0 and self._still_open(options, place):
@@ -97,7 +101,7 @@ class Planner:
             self._running = self._chosen
             self._decisions += 1
             if self._decisions == 1:
-                self._probe_tokens = PROBE_OBSERVATIONS
+                self._probe_tokens = min(PROBE_OBSERVATIONS, stats.batch_size)
             elif self._decisions > FIRST_ROUNDS and self._decisions % PROBE_STRIDE == 1:
                 self._consider_learning(options, place, stats)
         config = self.configs[self._running]
@@ -153,11 +157,6 @@ class Planner:
         best = max(cells, key=lambda cell: cell["tokens_per_s"])
         return {"batch_size": batch_size, "best": best["config"], "configs": cells}
 
-    def _option(self, index: int, stats: BatchStats, place: Place) -> _Option:
-        estimate = self.acceptance.of(index, stats.requests_per_class)
-        seconds = self.cost.relative(index, place)
-        return _Option(index, estimate.accepted / seconds, seconds, estimate)
-
     def _choose(self, options: list[_Option], place: Place, stats: BatchStats) -> None:
         if self._decisions < FIRST_ROUNDS:
             self._chosen, self._reason = 0, "first"
@@ -183,26 +182,53 @@ class Planner:
         """
         chosen = options[self._chosen]
         rounds = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
+        change_s = self._change_seconds(chosen, options[-1], stats)  # all but PLAIN cost the same
         most, probed = 0.0, None
         for option in options:
-            if option is not chosen:
-                worth = self._probe_worth(option, chosen, place, stats, rounds)
+            if option is chosen:
+                continue
+            if self._worth_at_most(option, chosen, place, rounds, change_s) > most:
+                worth = self._probe_worth(option, chosen, place, stats, rounds, change_s)
                 if worth > most:
                     most, probed = worth, option
-        if chosen.index == 0 and self._guesses_worth(options, stats) > most:
-            self._probe_tokens = PROBE_OBSERVATIONS
+        if chosen.index == 0 and self._guesses_pay(options, stats, most):
+            self._probe_tokens = min(PROBE_OBSERVATIONS, stats.batch_size)
             return
         if probed is None:
             return
         for longer in (rounds * 4, rounds * 16):  # one long look, where it pays, is one change
-            worth = self._probe_worth(probed, chosen, place, stats, longer)
+            worth = self._probe_worth(probed, chosen, place, stats, longer, change_s)
             if worth > most:
                 most, rounds = worth, longer
         self._running, self._reason = probed.index, "probe"
         self._probe_rounds = rounds - 1
 
+    def _worth_at_most(
+        self, option: _Option, chosen: _Option, place: Place, rounds: int, change_s: float
+    ) -> float:
+        """Cheap, and no less than :meth:`_probe_worth`: as if a probe taught all that is unsure."""
+        mine, theirs = option.estimate, chosen.estimate
+        time, other_time = option.relative_time, chosen.relative_time
+        unsure = math.hypot(
+            mine.spread / time + theirs.spread / other_time,
+            mine.factor_error / time,
+            option.rate * self.cost.relative_error(option.index, place),
+        )
+        behind = chosen.rate - option.rate
+        if abs(behind) > 4.0 * unsure:
+            return 0.0
+        gain = _expected_gain(abs(behind), unsure) * self._stay.remaining * other_time
+        loss = behind * rounds * time if behind > 0.0 else 0.0
+        return gain - loss - (change_s * chosen.rate if option.index else 0.0)
+
     def _probe_worth(
-        self, option: _Option, chosen: _Option, place: Place, stats: BatchStats, rounds: int
+        self,
+        option: _Option,
+        chosen: _Option,
+        place: Place,
+        stats: BatchStats,
+        rounds: int,
+        change_s: float,
     ) -> float:
         """Tokens per request that a probe of so many rounds is expected to gain, less its cost."""
         behind = chosen.rate - option.rate
@@ -211,29 +237,37 @@ class Planner:
             return 0.0  # the probe could not turn the choice
         gain = _expected_gain(abs(behind), taught) * self._stay.remaining * chosen.relative_time
         loss = max(behind, 0.0) * rounds * option.relative_time
-        return gain - loss - self._change_seconds(chosen, option, stats) * chosen.rate
+        return gain - loss - (change_s * chosen.rate if option.index else 0.0)
 
-    def _guesses_worth(self, options: list[_Option], stats: BatchStats) -> float:
-        """While decoding plainly: what the drafter's guesses at committed tokens are worth.
+    def _guesses_pay(self, options: list[_Option], stats: BatchStats, more_than: float) -> bool:
+        """While decoding plainly: whether the drafter's guesses are worth more than that.
 
-        They cost one small extend and show depth 1 alone; deeper depths lean on it with the
-        weight of their prior, and learn in proportion to what depth 1 learns.
+        They cost an extend over what the drafter lacks and show depth 1 alone; deeper depths lean
+        on it with the weight of their prior, and learn in proportion to what depth 1 learns.
         """
         plain = options[0]
-        most = 0.0
-        for option in options[1:]:
-            weights = option.estimate.weights
-            share = _share(PROBE_OBSERVATIONS, weights[0])
-            first, *deeper = option.estimate.errors
-            taught = first * first * share
-            for error, weight in zip(deeper, weights[1:], strict=True):
-                taught += error * error * share * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
-            taught = math.sqrt(taught) / option.relative_time
-            most = max(most, _expected_gain(abs(plain.rate - option.rate), taught))
+        guesses = min(PROBE_OBSERVATIONS, stats.batch_size)
+        behind = max(1.0, stats.gap_tokens / stats.batch_size)
         cost_s = self.cost.profile.extend_seconds(
-            PROBE_OBSERVATIONS, stats.batch_size, stats.mean_context_tokens
+            guesses * behind, guesses, stats.mean_context_tokens
         )
-        return most * self._stay.remaining * plain.relative_time - cost_s * plain.rate
+        needed = (more_than + cost_s * plain.rate) / (self._stay.remaining * plain.relative_time)
+        for option in options[1:]:
+            mine, weights = option.estimate, option.estimate.weights
+            share = _share(guesses, weights[0])
+            apart = abs(plain.rate - option.rate)
+            if (
+                _expected_gain(apart, math.sqrt(share) * mine.spread / option.relative_time)
+                <= needed
+            ):
+                continue  # were every depth taught as much as the first, it would not do
+            first, *deeper = mine.errors
+            taught = first * first
+            for error, weight in zip(deeper, weights[1:], strict=True):
+                taught += error * error * PRIOR_WEIGHT / (PRIOR_WEIGHT + weight)
+            if _expected_gain(apart, math.sqrt(share * taught) / option.relative_time) > needed:
+                return True
+        return False
 
     def _still_open(self, options: list[_Option], place: Place) -> bool:
         """Whether the probe that runs may still turn the choice."""
@@ -253,12 +287,15 @@ class Planner:
         total = option.rate**2 * self.cost.teaches(option.index, place, rounds)
         total += (a * mine.factor_error) ** 2 * _share(looks, mine.factor_rounds)
         wider = self.configs[option.index].topk > self.configs[chosen.index].topk
-        for x, y, reach, known, weight in zip(
-            mine.errors, theirs.errors, mine.reach, theirs.reach, mine.weights, strict=True
-        ):
-            new = looks * (reach if wider else reach - known)
+        known, theirs_errors, weights = theirs.reach, theirs.errors, mine.weights
+        for depth, reach in enumerate(mine.reach):
+            new = looks * (reach if wider else reach - known[depth])
             if new > 0.0:
-                total += (a * x - b * y) ** 2 * _share(new, weight)
+                weight = weights[depth]
+                if weight < MEMORY_OBSERVATIONS:
+                    error = a * mine.errors[depth] - b * theirs_errors[depth]
+                    share = (1.0 - weight / MEMORY_OBSERVATIONS) * new / (new + weight)
+                    total += error * error * share
         return math.sqrt(total)
 
     def _difference_error(self, one: _Option, two: _Option, place: Place) -> float:

@@ -22,7 +22,7 @@ from sglang_respec.planner.grid import Grid
 
 FORMAT = "respec-profile/1"
 KINDS = {
-    "measured": "measured stage by stage on the machine it names",
+    "measured": "measured on the machine it names",
     "derived": "computed from other measurements; the source says how",
     "synthetic": "made up, for tests",
 }
@@ -40,6 +40,7 @@ class ProfileKey:
     parallelism: str  # for example "tp=1"
     dtype: str
     versions: tuple[tuple[str, str], ...]  # (package, version), sorted
+    execution: str = ""  # attention backends, page size, graphs
 
     def differences(self, other: ProfileKey) -> list[str]:
         """``["device 'H100' instead of 'H200'", ...]``: what self has instead of other's."""
@@ -174,6 +175,15 @@ class Profile:
             raise RespecError(f"The profile {path} is no use: {sentence}; {REMEDY}.") from error
 
     @classmethod
+    def from_json(cls, text: str) -> Profile:
+        """What :meth:`to_json` wrote; RespecError for anything else."""
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise RespecError(f"a profile must be JSON ({error})") from error
+        return cls.from_document(document)
+
+    @classmethod
     def from_document(cls, document: Any) -> Profile:
         """Build from parsed JSON; every missing or wrong field is named."""
         reader = _Fields(document, "the file")
@@ -245,7 +255,9 @@ def _key(document: Any) -> ProfileKey:
         for name in ("target", "drafter", "device", "parallelism", "dtype")
     }
     return ProfileKey(
-        **texts, versions=tuple(sorted((str(k), str(v)) for k, v in versions.items()))
+        **texts,
+        versions=tuple(sorted((str(k), str(v)) for k, v in versions.items())),
+        execution=fields.get("execution", str, ""),
     )
 
 

@@ -176,22 +176,22 @@ class Run:
     def _draw(self, plan: Plan, stats: BatchStats) -> Drawn:
         keys = [each.key for each in self._batch]
         if not plan.config.is_plain:
-            drawn = draw_round(plan.config, self.quality, keys, self._rng)
-            if stats.gap_tokens:  # the catch-up shows ranks at depth 1 of the tokens it runs over
-                drawn.ranks += self._guesses(keys, stats.gap_tokens, plan.config.topk)
-            return drawn
-        ranks = self._guesses(keys, plan.probe_tokens, _PROBE_CANDIDATES)
+            return draw_round(plan.config, self.quality, keys, self._rng)
+        probed = [each.key for each in self._probed(plan)]
+        ranks = self._guesses(probed, max(each.topk for each in self.machine.configs))
         return Drawn([1] * len(keys), ranks)
 
-    def _guesses(
-        self, keys: Sequence[tuple[int, int]], tokens: int, candidates: int
-    ) -> tuple[RankCounts, ...]:
-        """Depth-1 ranks of ``tokens`` committed tokens, spread over the requests."""
-        if not tokens:
+    def _probed(self, plan: Plan) -> list[_Running]:
+        """The requests whose next token the drafter guesses: those it is least behind."""
+        nearest = sorted(self._batch, key=lambda each: each.gap)
+        return nearest[: plan.probe_tokens]
+
+    def _guesses(self, keys: list[tuple[int, int]], candidates: int) -> tuple[RankCounts, ...]:
+        """Depth-1 ranks of one token of each request."""
+        if not keys:
             return ()
         once = SpeculationConfig(1, candidates, 1 + candidates)
-        spread = [keys[i % len(keys)] for i in range(min(tokens, _MOST_GUESSES))]
-        return draw_round(once, self.quality, spread, self._rng).ranks
+        return draw_round(once, self.quality, keys, self._rng).ranks
 
     def _round_seconds(self, config: SpeculationConfig, stats: BatchStats) -> float:
         size, context = stats.batch_size, stats.mean_context_tokens
@@ -204,7 +204,11 @@ class Run:
         extend = self.machine.profile.extend_seconds
         size, context = stats.batch_size, stats.mean_context_tokens
         if plan.config.is_plain:
-            return extend(plan.probe_tokens, size, context)
+            probed = self._probed(plan)
+            behind = sum(min(each.gap, WINDOW_TOKENS) for each in probed)
+            for each in probed:
+                each.gap = 0
+            return extend(behind, len(probed), context)
         seconds = extend(stats.gap_tokens, size, context)
         if plan.config != self._ran and not self._ran.is_plain:
             seconds += self.machine.profile.switch_s
@@ -237,10 +241,6 @@ class Run:
             self.result.tokens += count
         self._batch = [each for each in self._batch if each.left]
         return self.result.tokens - before
-
-
-_PROBE_CANDIDATES = 4
-_MOST_GUESSES = 512  # more would only cost the simulator time; evidence is full long before
 
 
 class Oracle:

@@ -9,6 +9,7 @@ from sglang_respec.upstream.collecting_names import COLLECTING_NAMES
 from sglang_respec.upstream.contract_table import UpstreamName
 from sglang_respec.upstream.drafter_names import DRAFTER_NAMES
 from sglang_respec.upstream.planned_names import PLANNED_NAMES
+from sglang_respec.upstream.profile_names import PROFILE_NAMES
 from sglang_respec.upstream.sampling.names import SAMPLING_NAMES
 from sglang_respec.upstream.step_names import STEP_NAMES
 
@@ -244,4 +245,5 @@ UPSTREAM_NAMES = (
     *PLANNED_NAMES,
     *STEP_NAMES,
     *COLLECTING_NAMES,
+    *PROFILE_NAMES,
 )

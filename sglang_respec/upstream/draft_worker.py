@@ -48,6 +48,10 @@ class TappedDraftWorker(RespecDraftWorker):
         verify_input, self._parents, self._picks = drafted
         return drafted if with_topology else verify_input
 
+    def candidates_of(self, drafts: EagleDraftInput) -> torch.Tensor:
+        """[B, K] i64: what the next draft would begin with, as tokens of the target."""
+        return self._target_ids(drafts.topk_index)
+
     def count_ranks(self, result: Any, classes: Ints) -> torch.Tensor:
         """Where the target's tokens stood in the tree drafted last; see `count_tree_ranks`."""
         return count_tree_ranks(

@@ -1,6 +1,7 @@
 """What a policy is told of each decode step, before it and after it."""
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +40,11 @@ class _Launched:
     classes: Ints  # [B] temperature class of each request
     follows_step: bool  # nothing but decode steps ran since the step before it
     plain_through: int  # plain steps up to this one
-    tree_counts: torch.Tensor | None = None  # see `count_tree_ranks`; on its way to the host
+    # See `count_tree_ranks`; of a tree, or of a probe; on its way to the host.
+    tree_counts: torch.Tensor | None = None
     catch_up_tokens: int = 0
     catch_up_seconds: float = 0.0  # of the host
+    probed_requests: int = 0  # of a plain step: the drafter guessed at so many tokens
 
 
 class Planning:
@@ -111,6 +114,10 @@ class Planning:
         """Rank counts of the step planned last; must be on the host when its results are."""
         self._launched[-1].tree_counts = tree_counts
 
+    def probed(self, requests: int) -> None:
+        """The drafter guesses at the tokens that so many requests sample in this step."""
+        self._launched[-1].probed_requests = requests
+
     @contextmanager
     def catching_up(self, tokens: int) -> Iterator[None]:
         step, started = self._launched[-1], time.perf_counter()
@@ -170,6 +177,8 @@ class Planning:
             "gap_tokens": step.stats.gap_tokens,
             "catch_up_tokens": step.catch_up_tokens,
             "catch_up_seconds": step.catch_up_seconds,
+            "probed_requests": step.probed_requests,
+            "process": os.getpid(),  # each rank writes its own lines
         }
         del line["ranks"]
         self._log.write(json.dumps(line) + "\n")
@@ -189,8 +198,8 @@ def _mean_context(batch: Any) -> float:
 
 def _ranks(step: _Launched, correct_drafts: list[int]) -> tuple[RankCounts, ...]:
     config = step.plan.config
-    if config.is_plain:
-        return ()
     if step.tree_counts is not None:
         return tree_ranks(step.tree_counts)
+    if config.is_plain:
+        return ()
     return chain_ranks(correct_drafts, step.classes.tolist(), config.num_steps)

@@ -56,16 +56,22 @@ class RuntimeStates:
 
     def build(self, configs: Sequence[SpeculationConfig]) -> None:
         """Builds what is missing, as SGLang does for a tier of its adaptive mode."""
-        for config in configs:
-            if config.is_plain:
-                attributes = capture_plain_graph(self._worker.target_worker.model_runner)
-                self._states[config] = RuntimeState(config, attributes)
-            elif config not in self._states:
-                self._states[config] = self._built(config)
+        with self._worker.drafter_context():
+            for config in configs:
+                if config not in self._states:
+                    self._states[config] = self._built(config)
         self._states[self.own].apply()
+        self._in_force = self.own
+
+    def keep(self, configs: Sequence[SpeculationConfig]) -> None:
+        """Lets go of every other state but the server's own, and of its graphs."""
+        wanted = {self.own, *configs}
+        self._states = {each: state for each, state in self._states.items() if each in wanted}
 
     def _built(self, config: SpeculationConfig) -> RuntimeState:
         worker = self._worker
+        if config.is_plain:
+            return RuntimeState(config, capture_plain_graph(worker.target_worker.model_runner))
         with _settings_of(worker, config):
             built = worker.build_adaptive_runtime_state(config.num_steps, config.num_draft_tokens)
             worker.speculative_num_steps = -1  # SGLang applies nothing if the steps are the same

@@ -12,7 +12,6 @@ from sglang.srt.layers.moe.utils import (
     speculative_moe_backend_context,
 )
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
-from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_tp_context
@@ -21,12 +20,17 @@ from sglang.srt.utils.common import async_d2h
 from sglang_respec.config import load_config
 from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.hidden_tap import HiddenTap, Ints
-from sglang_respec.planner import Profile
-from sglang_respec.policies import SGLANG_ADAPTIVE, PolicyChoice, parse_configs
+from sglang_respec.planner import Policy
+from sglang_respec.policies import AUTO, SGLANG_ADAPTIVE, parse_configs
+from sglang_respec.policy_checks import policy_of
+from sglang_respec.refusals import options_of
 from sglang_respec.upstream.adaptive import SglangChosen
+from sglang_respec.upstream.auto_start import Preparation
 from sglang_respec.upstream.drafter_feed import DrafterFeed
 from sglang_respec.upstream.plain_tier import decode_plainly
 from sglang_respec.upstream.planning import Planning
+from sglang_respec.upstream.probe import Guesses, probed_rows
+from sglang_respec.upstream.rank_talk import RankTalk
 from sglang_respec.upstream.runtime_states import RuntimeStates
 from sglang_respec.upstream.sampling.request_table import request_table
 
@@ -50,27 +54,31 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = load_config()
-        self.choice = PolicyChoice.parse(self.settings.policy)
+        self.choice = policy_of(self.settings.policy, options_of(self.server_args))
         self.own = SpeculationConfig(
             self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens
         )
         self.ready = self.choice.ready(self.own, parse_configs(self.settings.configs))
-        self.configs = self.choice.may_run(self.ready, bool(self.settings.profile))
+        self.configs = self.choice.may_run(self.ready)
         self.draft_worker.put_off = self.configs == (PLAIN,)
         self._plain_now = False
         logger.info("respec: RespecWorker serves EAGLE3.")
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        path, slots = self.settings.profile, self.req_to_token_pool.req_to_token.shape[0]
+        slots = self.req_to_token_pool.req_to_token.shape[0]
         if self.choice.name == SGLANG_ADAPTIVE:
             self._adaptive = Planning(SglangChosen(self), slots, self.settings.step_log)
             return
-        policy = self.choice.make(self.ready, Profile.load(path) if path else None)
-        shared = _first_ranks if get_parallel().tp_size > 1 else None
-        self.planning = Planning(policy, slots, self.settings.step_log, shared, self.configs)
+        if self.choice.name != AUTO:  # which needs a profile first
+            self._plan_by(self.choice.make(self.ready))
         if PLAIN in self.configs and len(self.configs) > 1:
             self.draft_worker.tap = self._make_tap(slots)
+
+    def _plan_by(self, policy: Policy) -> None:
+        talk, slots = RankTalk(), self.req_to_token_pool.req_to_token.shape[0]
+        shared = talk.number if talk.size > 1 else None
+        self.planning = Planning(policy, slots, self.settings.step_log, shared, self.configs)
 
     @property
     def watching(self) -> Planning:
@@ -91,13 +99,18 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
     def init_cuda_graphs(self) -> None:
         super().init_cuda_graphs()
-        if self.planning is None:
+        if self.choice.name == SGLANG_ADAPTIVE:
             return
         self.states = RuntimeStates(self, self.own)
-        with self._drafter_context():
+        if self.choice.name == AUTO:
+            started = Preparation(self, self.states).run()
+            self.configs = started.configs
+            self._set_plain(False)
+            self._plan_by(started.policy)
+        else:
             self.states.build(self.configs)
         logger.info(
-            "respec: policy %s over %s.", self.settings.policy, "; ".join(map(str, self.configs))
+            "respec: policy %s over %s.", self.choice.name, "; ".join(map(str, self.configs))
         )
 
     def forward_batch_generation(
@@ -119,12 +132,13 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             self.watching.plan(batch, gap_tokens=0)
             return super().forward_batch_generation(batch, *rest)
 
-        config = self.planning.plan(batch, self._gap_tokens(batch)).config
+        plan = self.planning.plan(batch, self._gap_tokens(batch))
+        config = plan.config
         self._set_plain(config == PLAIN)
         self.states.activate(config)
         if config == PLAIN:
-            return self._decode_plainly(batch, on_publish, grammar_barrier)
-        self._warm_up(batch)
+            return self._decode_plainly(batch, plan.probe_tokens, on_publish, grammar_barrier)
+        self._warm_up(batch, np.arange(len(batch.reqs)))
         result = super().forward_batch_generation(batch, *rest)
         self._count_ranks(config, result)
         return result
@@ -139,10 +153,13 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             self.draft_worker.tap is None or self.settings.plain_prefill == "tap"
         )
 
-    def _decode_plainly(self, batch: Any, on_publish: Any, grammar_barrier: Any) -> Any:
+    def _decode_plainly(
+        self, batch: Any, probe_tokens: int, on_publish: Any, grammar_barrier: Any
+    ) -> Any:
         tap, slots = self.draft_worker.tap, batch.req_pool_indices_cpu.numpy()
         if tap is not None and self.settings.tap_overflow == "catch_up":
             self._catch_up(batch, np.flatnonzero(tap.full(slots)))
+        guesses = self._guess(batch, probe_tokens)
         positions = batch.seq_lens
         captured = tap is not None or self.captures_plain_steps
         capture = CaptureHiddenMode.FULL if captured else CaptureHiddenMode.NULL
@@ -151,15 +168,29 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if tap is not None:
             hidden = result.logits_output.hidden_states
             tap.write_step(slots, batch.req_pool_indices, positions, hidden, tokens)
+        if guesses is not None:
+            assert self.planning is not None
+            self.planning.counted(async_d2h(guesses.ranks(tokens, self.planning.classes)))
         result.next_draft_input = self.draft_worker.cold_input(tokens)
         return result
 
-    def _warm_up(self, batch: Any) -> None:
-        """Before a draft: whoever is behind catches up, and gets its candidates."""
+    def _guess(self, batch: Any, most: int) -> Guesses | None:
+        """The drafter's candidates for the next token of so many requests; see `probe`."""
+        tap = self.draft_worker.tap
+        if tap is None or not most:
+            return None
+        assert self.planning is not None
+        rows = probed_rows(tap.kept(batch.req_pool_indices_cpu.numpy()), most)
+        self._warm_up(batch, rows)
+        self.planning.probed(len(rows))
+        return Guesses.of(rows, self.draft_worker.candidates_of(batch.spec_info))
+
+    def _warm_up(self, batch: Any, rows: Ints) -> None:
+        """Before a draft: whoever of these is behind catches up, and gets its candidates."""
         tap = self.draft_worker.tap
         if tap is None:
             return
-        rows = np.flatnonzero(tap.gap[batch.req_pool_indices_cpu.numpy()])
+        rows = rows[tap.gap[batch.req_pool_indices_cpu.numpy()[rows]] > 0]
         found = self._catch_up(batch, rows)
         if found is None:
             return
@@ -177,7 +208,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         lens = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
         slots = batch.req_pool_indices_cpu.numpy()[rows]
         tokens = int(self.draft_worker.tap.kept(slots).sum())
-        with self._drafter_context(), self.planning.catching_up(tokens):
+        with self.drafter_context(), self.planning.catching_up(tokens):
             return self.draft_worker.catch_up(batch, rows, lens.numpy()[rows])
 
     def _count_ranks(self, config: SpeculationConfig, result: Any) -> None:
@@ -189,7 +220,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         self.planning.counted(async_d2h(counts))
 
     @contextmanager
-    def _drafter_context(self) -> Iterator[None]:
+    def drafter_context(self) -> Iterator[None]:
         """What SGLang enters around every forward of the drafter."""
         with (
             draft_tp_context(self.draft_worker.parallel_layout),
@@ -225,11 +256,3 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if self._plain_now:
             return self.target_worker.model_runner
         return super().last_shared_read_runner
-
-
-def _first_ranks(value: float) -> float:
-    """Rank 0's value, on every rank of the tensor-parallel group."""
-    group = get_parallel().tp_group
-    told = torch.tensor([value], dtype=torch.float64)
-    torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
-    return float(told)

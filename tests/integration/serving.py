@@ -69,7 +69,8 @@ class Servers:
         if "--dtype" not in arguments:
             flags += ["--dtype", "float32"]
         settings = self._logs.parent / "respec.toml"
-        settings.write_text("portable_threads = 1\n", encoding="utf-8")  # as the demo has it
+        # Threads as the demo has it; a server that names no policy keeps its shape.
+        settings.write_text('portable_threads = 1\npolicy = "always"\n', encoding="utf-8")
         environ = {**SINGLE_THREADED, "SGLANG_RESPEC_CONFIG": str(settings), **environ}
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
         server = ServerProcess(flags, command=self.command(program), environ=environ, log=log)

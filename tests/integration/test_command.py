@@ -27,7 +27,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    arguments = ["--demo", "--respec-portable-kv-tokens", str(KV_TOKENS)]
+    arguments = [
+        "--demo",
+        "--respec-policy",
+        "always",
+        "--respec-portable-kv-tokens",
+        str(KV_TOKENS),
+    ]
     environ = {"TMPDIR": str(folder)}
     with ServerProcess(arguments, log=folder / "server.log", environ=environ) as running:
         yield running

@@ -160,6 +160,7 @@ def test_tokens_do_not_tell_of_switches(
     log = fuzz_log.new_steps()
     assert log.configs == {"0,1,1", "3,1,4", "3,2,6", "5,4,16"}
     assert log.catch_up_tokens > 100
+    assert sum(step["probed_requests"] for step in log.steps) > 100
     for shape in ("3,1,4", "5,4,16"):
         accepted = mean_accepted(step for step in log.verifies if step["config"] == shape)
         assert accepted > 3.0, "a drafter that is behind is accepted half as far"

@@ -33,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(servers: Servers, folder: Path, tmp_path_factory: pytest.TempPathFactory):
     settings = tmp_path_factory.mktemp("settings") / "respec.toml"
-    settings.write_text(f'portable_threads = 1\ndrafter_dir = "{folder}"\n', encoding="utf-8")
+    settings.write_text(
+        f'portable_threads = 1\npolicy = "always"\ndrafter_dir = "{folder}"\n', encoding="utf-8"
+    )
     environ = {"SGLANG_RESPEC_CONFIG": str(settings)}
     return servers.get(*SHAPE, "--enable-metrics", environ=environ)
 

@@ -9,7 +9,7 @@ from sglang_respec.core import PLAIN, BatchStats, SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner.policy import Always, Fuzz
 from sglang_respec.policies import PolicyChoice, check_within, parse_configs
-from sglang_respec.policy_checks import refuse_policy
+from sglang_respec.policy_checks import policy_of, refuse_policy
 
 OWN = SpeculationConfig(5, 4, 16)
 CHAIN = SpeculationConfig(3, 1, 4)
@@ -30,13 +30,13 @@ def decided(text, steps=1, ready=(OWN, CHAIN)):
 
 @pytest.mark.parametrize(
     ("text", "config"),
-    [("plain", PLAIN), ("auto", OWN), ("always:3,1,4", CHAIN), (" always:(3,1,4) ", CHAIN)],
+    [("plain", PLAIN), ("always", OWN), ("always:3,1,4", CHAIN), (" always:(3,1,4) ", CHAIN)],
 )
 def test_policies_of_one_configuration(text, config):
     choice = PolicyChoice.parse(text)
     ready = choice.ready(OWN, ())
     assert isinstance(choice.make(ready, None), Always)
-    assert choice.may_run(ready, profiled=False) == (config,)
+    assert choice.may_run(ready) == (config,)
     assert decided(text, 3) == [config] * 3
 
 
@@ -58,18 +58,40 @@ def test_what_is_held_ready():
     listed = parse_configs("3,2,6; 3,1,4")
     assert choice.ready(OWN, listed) == (OWN, SpeculationConfig(3, 2, 6), CHAIN)
     fuzz = PolicyChoice.parse("fuzz:1")
-    assert fuzz.may_run(fuzz.ready(OWN, ()), profiled=False) == (PLAIN, OWN)
+    assert fuzz.may_run(fuzz.ready(OWN, ())) == (PLAIN, OWN)
     auto = PolicyChoice.parse("auto")
-    assert auto.may_run((OWN, CHAIN), profiled=True) == (PLAIN, OWN, CHAIN)
+    assert auto.may_run((OWN, CHAIN)) == (PLAIN, OWN, CHAIN)
+
+
+def test_auto_needs_step_times():
+    with pytest.raises(RespecError, match="needs step times"):
+        PolicyChoice.parse("auto").make((OWN, CHAIN))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"device": "cpu"}, "auto"),
+        ({"device": "cuda"}, "always"),
+        ({}, "always"),
+        ({"device": "cpu", "pp_size": 2}, "always"),
+        ({"device": "cpu", "pp_size": 1, "enable_dp_attention": False}, "auto"),
+        ({"device": "cpu", "enable_dp_attention": True}, "always"),
+    ],
+)
+def test_the_default_policy(options, name):
+    assert policy_of("default", options).name == name
+    assert policy_of("plain", options).name == "plain"
+    refuse_policy({**SERVER, **options}, RespecConfig())  # a default is never in the way
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fast", "plain:1", "auto:x", "always", "fuzz:x", "fuzz:-1", "above",
+    ["", "fast", "plain:1", "auto:x", "always:", "default:1", "fuzz:x", "fuzz:-1", "above",
      "above:x", "sglang-adaptive:2"],
 )  # fmt: skip
 def test_unknown_policies(text):
-    with pytest.raises(RespecError, match="must be one of auto, plain"):
+    with pytest.raises(RespecError, match="must be one of default, auto"):
         RespecConfig(policy=text)
 
 
