@@ -156,3 +156,15 @@ def test_the_last_of_four_siblings_is_found(verify_sampled_tree, schedule: str) 
     check_trees(verify_sampled_tree, case, schedule)
     got = verify_sampled_tree(**arguments_of(case), schedule=schedule)
     assert got.accept_index.tolist() == [[0, 4, 5]]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_walk_ends_where_no_sibling_fits(verify_sampled_tree, schedule: str) -> None:
+    """The last sibling is the tree's last node: neither it nor what would follow is accepted."""
+    case = drafted(2, 1, 4, 50, 3)
+    case.trees = [Tree((None, 0, 0, 0))]
+    wanted = case.rows.expected(0)[0]
+    case.candidates = [[token for token in range(50) if token != wanted][:4]]
+    check_trees(verify_sampled_tree, case, schedule)
+    got = verify_sampled_tree(**arguments_of(case), schedule=schedule)
+    assert got.accept_index.tolist() == [[0, -1, -1]]
