@@ -22,6 +22,7 @@ from respec_server.schemas import (
     PushAnswer,
     PushOptions,
     RollbackAnswer,
+    RollbackOptions,
     SchemaAnswer,
     Sha256,
     Source,
@@ -148,10 +149,10 @@ def make_router(engine: Engine, config: RespecConfig, *, admin_api_key: str | No
         responses=_refusals(400, 401, 403, 404, 409, 503),
     )
     async def rollback(
-        to: Annotated[int | None, Body(embed=True, ge=0, le=2**53)] = None,
+        options: Annotated[RollbackOptions | None, Body()] = None,
     ) -> RollbackAnswer:
         """Bring an earlier drafter back, as a new version; without `to` the one before."""
-        return await service.rollback(to)
+        return await service.rollback(options.to if options is not None else None)
 
     return router
 

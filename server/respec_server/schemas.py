@@ -75,6 +75,17 @@ class Source(BaseModel):
     group: Group | None = None
 
 
+class RollbackOptions(BaseModel):
+    """The JSON body of POST /drafter/rollback, which may be left out."""
+
+    # A misspelt `to` must not roll back to somewhere else.
+    model_config = ConfigDict(extra="forbid")
+
+    to: VersionNumber | None = Field(
+        default=None, description="A version whose weights are kept; default the one before."
+    )
+
+
 class Phases(BaseModel):
     """Milliseconds. Serving goes on during all but `commit`."""
 
