@@ -153,6 +153,13 @@ class RespecConfig:
         "",
         "folder where pushed files lie until they are staged; empty takes the system's",
     )
+    drafter_core_percent: int = _knob(
+        50,
+        "how much of one core receiving, checking and staging a push may each take beside serving; "
+        "100 lets them work without rests",
+        unit="%",
+        minimum=1,
+    )
     drafter_versions: int = _knob(
         3,
         "sets of drafter weights kept in host memory, the serving one among them, to roll back to",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from respec_server.refusal import Refusal
+from sglang_respec.drafter.pace import SHARE, rest_s
 
 BLOCK_BYTES = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,9 +56,16 @@ class Spool:
 
 
 async def receive_body(
-    chunks: AsyncIterator[bytes], path: Path, *, limit: int, stall_s: float, deadline: float
+    chunks: AsyncIterator[bytes],
+    path: Path,
+    *,
+    limit: int,
+    stall_s: float,
+    deadline: float,
+    share: float = SHARE,
 ) -> Received:
-    """Write a request's body to `path`. limit in bytes; deadline on the clock of `monotonic`.
+    """Write a request's body to `path`. limit in bytes; deadline on the clock of `monotonic`;
+    share of one core for hashing and writing, whose rests slow a fast sender down.
 
     Raises `Refusal`: 413 beyond the limit, 408 for a sender that stalls, 507 when the disk is full.
     """
@@ -68,13 +76,14 @@ async def receive_body(
             block += chunk
             out.refuse_beyond(limit, len(block))
             if len(block) >= BLOCK_BYTES:
-                await asyncio.to_thread(out.add, block)
+                work_s = await asyncio.to_thread(out.add, block)
+                await asyncio.sleep(rest_s(work_s, share))
                 block = bytearray()
         await asyncio.to_thread(out.add, block)
         return Received(path, out.size, out.digest.hexdigest(), time.monotonic() - started)
 
 
-def receive_copy(source: Path, root: Path, path: Path, *, limit: int) -> Received:
+def receive_copy(source: Path, root: Path, path: Path, *, limit: int, share: float) -> Received:
     """Copy a file under `root` to `path`, so that its owner may change it meanwhile.
 
     Raises `Refusal`: 403 outside the root, or through a link that leads there; 404, 413, 507.
@@ -83,7 +92,7 @@ def receive_copy(source: Path, root: Path, path: Path, *, limit: int) -> Receive
     with _open_inside(source, root) as file, _writing(path) as out:
         while block := file.read(BLOCK_BYTES):
             out.refuse_beyond(limit, len(block))
-            out.add(block)
+            time.sleep(rest_s(out.add(block), share))
         return Received(path, out.size, out.digest.hexdigest(), time.monotonic() - started)
 
 
@@ -97,12 +106,15 @@ class _Writer:
         if self.size + more > limit:
             raise too_large(limit)
 
-    def add(self, block: bytes | bytearray) -> None:
+    def add(self, block: bytes | bytearray) -> float:
+        """Returns the seconds that this took on a core."""
+        started = time.thread_time()
         left = memoryview(block)
         while left:  # an unbuffered file may take less than it is given
             left = left[self._file.write(left) :]
         self.digest.update(block)
         self.size += len(block)
+        return time.thread_time() - started
 
 
 def too_large(limit: int) -> Refusal:

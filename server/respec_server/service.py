@@ -24,6 +24,7 @@ from respec_server.receive import Received, Spool, receive_body, receive_copy, t
 from respec_server.refusal import Refusal, wrong_tensors
 from respec_server.schemas import Group, Phases, PushAnswer, PushOptions, RollbackAnswer
 from sglang_respec.config import RespecConfig
+from sglang_respec.drafter.pace import Pace, share_of
 from sglang_respec.drafter.reader import BadFile, Tensor, read_layout
 from sglang_respec.drafter.schema import Declared, DrafterSchema, Match, match
 from sglang_respec.drafter.values import value_problems
@@ -64,6 +65,7 @@ class DrafterService:
         self._metrics = metrics
         self._spool = _open_spool(config.drafter_spool_dir)
         self._root = _existing(config.drafter_dir)
+        self._share = share_of(config.drafter_core_percent)
         self._lock = asyncio.Lock()
         self._schema: DrafterSchema | None = None
         self._counts: Counter[str] = Counter()
@@ -87,6 +89,7 @@ class DrafterService:
                 received = await receive_body(
                     chunks, path, limit=limit, stall_s=self._config.drafter_stall_s,
                     deadline=time.monotonic() + self._config.drafter_push_s,
+                    share=self._share,
                 )  # fmt: skip
                 return await self._file(push, received, sha256)
 
@@ -103,7 +106,9 @@ class DrafterService:
         async with self._turn(options) as push:
             limit = (await self.schema()).max_push_bytes
             with self._spool.file(push.id) as copy:
-                received = await asyncio.to_thread(receive_copy, source, root, copy, limit=limit)
+                received = await asyncio.to_thread(
+                    receive_copy, source, root, copy, limit=limit, share=self._share
+                )
                 return await self._file(push, received, sha256)
 
     async def push_group(self, group: Group, options: PushOptions) -> PushAnswer:
@@ -190,7 +195,7 @@ class DrafterService:
             return await self._answer(push, "already_serving")
         _refuse_conflicts(push, state)
         started = time.monotonic()
-        fit = await asyncio.to_thread(_check, file.path, await self.schema())
+        fit = await asyncio.to_thread(_check, file.path, await self.schema(), Pace(self._share))
         push.phases.check_ms = (time.monotonic() - started) * 1e3
         push.ignored = fit.ignored
         if push.options.dry_run:
@@ -315,12 +320,12 @@ _ENGINE_REFUSALS = {
 }
 
 
-def _check(path: Path, schema: DrafterSchema) -> Match:
+def _check(path: Path, schema: DrafterSchema, pace: Pace) -> Match:
     """Structure, then names, shapes and types, then values: each costs more than the one before."""
     try:
         layout: dict[str, Tensor] = read_layout(path)
         fit = _fitting(match(schema, (Declared(t.name, t.dtype, t.shape) for t in layout.values())))
-        problems = value_problems(path, layout, fit, schema)
+        problems = value_problems(path, layout, fit, schema, pace)
     except BadFile as error:
         raise Refusal(400, "bad_file", str(error)) from error
     if problems:

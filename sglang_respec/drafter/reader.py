@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,7 +80,21 @@ def read_blocks(
             yield block
 
 
-def _fill(file: Any, block: bytearray, name: str) -> None:
+def read_whole(
+    path: str | os.PathLike[str], tensor: Tensor, piece_bytes: int, after_piece: Callable[[], None]
+) -> bytearray:
+    """All bytes of one tensor in one buffer. Raises `BadFile` if the file became shorter."""
+    whole = bytearray(tensor.nbytes)
+    view = memoryview(whole)
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(tensor.begin)
+        for start in range(0, tensor.nbytes, piece_bytes):
+            _fill(file, view[start : start + piece_bytes], tensor.name)
+            after_piece()
+    return whole
+
+
+def _fill(file: Any, block: bytearray | memoryview, name: str) -> None:
     view = memoryview(block)
     while view:
         count = file.readinto(view)

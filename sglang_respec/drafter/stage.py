@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sglang_respec.drafter.pace import PIECE_BYTES, Pace
 from sglang_respec.drafter.reader import Tensor as Entry
-from sglang_respec.drafter.reader import read_blocks
+from sglang_respec.drafter.reader import read_whole
 from sglang_respec.errors import RespecError
 
 TORCH_TYPES = {
@@ -54,9 +55,12 @@ class LiveDrafter:
     def device(self) -> torch.device:
         return next(iter(self.own.values())).device
 
-    def snapshot(self, device: torch.device) -> Weights:
+    def snapshot(self, device: torch.device, pace: Pace) -> Weights:
         """A copy of what serves now."""
-        parameters = {name: _copy(each.data, device) for name, each in self.own.items()}
+        parameters = {}
+        for name, each in self.own.items():
+            parameters[name] = _copy(each.data, device)
+            pace.rest()
         token_map = _copy(self.token_map, device) if self.token_map is not None else None
         return Weights(parameters, token_map)
 
@@ -78,9 +82,12 @@ def own_parameters(drafter: nn.Module, target: nn.Module) -> dict[str, nn.Parame
 class ShadowModel:
     """Stands in for the serving module while its `load_weights` runs."""
 
-    def __init__(self, live: LiveDrafter) -> None:
+    def __init__(self, live: LiveDrafter, pace: Pace) -> None:
         self._live_model = live.model
-        self._twins = {name: _twin(each) for name, each in live.own.items()}
+        self._twins = {}
+        for name, each in live.own.items():
+            self._twins[name] = _twin(each)
+            pace.rest()
         self.hot_token_id: Tensor | None = None  # load_weights sets it from d2t
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -91,17 +98,17 @@ class ShadowModel:
 
 
 @torch.no_grad()
-def stage(live: LiveDrafter, tensors: Iterable[tuple[str, Tensor]]) -> Weights:
+def stage(live: LiveDrafter, tensors: Iterable[tuple[str, Tensor]], pace: Pace) -> Weights:
     """Load checkpoint tensors beside the live ones; the live ones are not touched.
 
     Twins start as NaN, so a value that nothing wrote is found as surely as one that was sent.
     Raises `RespecError` for either, and whatever `load_weights` raises.
     """
-    shadow = ShadowModel(live)
-    type(live.model).load_weights(shadow, tensors)
+    shadow = ShadowModel(live, pace)
+    type(live.model).load_weights(shadow, _resting(tensors, pace))
     parameters = {name: twin.data for name, twin in shadow.named_parameters()}
     for name, values in parameters.items():
-        if not bool(torch.isfinite(values).all()):
+        if not _all_finite(values, pace):
             raise RespecError(
                 f"{name} is not finite in {values.dtype}, or not wholly filled; "
                 "check the pushed values and their range."
@@ -120,13 +127,29 @@ def stage(live: LiveDrafter, tensors: Iterable[tuple[str, Tensor]]) -> Weights:
 
 
 def tensors_of_file(
-    path: str | os.PathLike[str], layout: dict[str, Entry], names: Iterable[str]
+    path: str | os.PathLike[str], layout: dict[str, Entry], names: Iterable[str], pace: Pace
 ) -> Iterator[tuple[str, Tensor]]:
     """Read these tensors one after the other; only one is in memory at a time."""
     for name in names:
         entry = layout[name]
-        for block in read_blocks(path, entry, entry.nbytes):
-            yield name, torch.frombuffer(block, dtype=TORCH_TYPES[entry.dtype]).view(entry.shape)
+        if entry.nbytes:
+            whole = read_whole(path, entry, PIECE_BYTES, pace.rest)
+            yield name, torch.frombuffer(whole, dtype=TORCH_TYPES[entry.dtype]).view(entry.shape)
+
+
+def _resting(tensors: Iterable[tuple[str, Tensor]], pace: Pace) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, with a rest after whoever takes them has done with each."""
+    for each in tensors:
+        yield each
+        pace.rest()
+
+
+def _all_finite(values: Tensor, pace: Pace) -> bool:
+    for piece in values.flatten().split(PIECE_BYTES // values.element_size()):
+        if not bool(torch.isfinite(piece).all()):
+            return False
+        pace.rest()
+    return True
 
 
 def _twin(parameter: nn.Parameter) -> nn.Parameter:

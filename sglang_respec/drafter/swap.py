@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from sglang_respec.drafter.guard import Guard, GuardPolicy
+from sglang_respec.drafter.pace import SHARE, Pace
 from sglang_respec.drafter.stage import LiveDrafter, Weights
 from sglang_respec.drafter.versions import DrafterVersion, History, Origin
 from sglang_respec.errors import RespecError
@@ -109,19 +110,28 @@ class DrafterSwap:
     """The serving drafter of one rank, its history and its guard."""
 
     def __init__(
-        self, live: LiveDrafter, *, label: str, keep: int, guard: GuardPolicy, now: float
+        self,
+        live: LiveDrafter,
+        *,
+        label: str,
+        keep: int,
+        guard: GuardPolicy,
+        now: float,
+        share: float = SHARE,
     ) -> None:
+        """share: of one core, for staging; see `Pace`."""
         first = DrafterVersion(0, label, "", "start", now)
         self.live = live
         self.history: History[Weights] = History(first, keep)
         self.guard = Guard(guard, first.number)
         self._staging: Staging | None = None
+        self._share = share
 
     @property
     def serving(self) -> DrafterVersion:
         return self.history.serving.version
 
-    def begin(self, push: str, source: Callable[[], Weights]) -> None:
+    def begin(self, push: str, source: Callable[[Pace], Weights]) -> None:
         """Start to stage. Raises `RespecError` while another push is being staged."""
         if self._staging is not None and self._staging.readiness == "staging":
             raise RespecError(
@@ -133,7 +143,7 @@ class DrafterSwap:
     def begin_restore(self, push: str, number: int) -> None:
         """Start to stage kept weights. Raises `NotKept`."""
         kept = self.history.weights_of(number)
-        self.begin(push, lambda: kept.to(self.live.device))
+        self.begin(push, lambda _: kept.to(self.live.device))
 
     def discard(self, push: str) -> None:
         """Let go of what was staged. A thread that still stages ends by itself."""
@@ -203,10 +213,12 @@ class DrafterSwap:
             return "failed", f"Push {push} is not staged here."
         return staging.readiness, staging.error
 
-    def _prepare(self, source: Callable[[], Weights]) -> Staged:
+    def _prepare(self, source: Callable[[Pace], Weights]) -> Staged:
+        pace = Pace(self._share)
+        pace.rest()
         if self.serving.number == 0 and not self.history.holds(0):
-            self.history.hold(0, self.live.snapshot(CPU))
-        return Staged.of(source())
+            self.history.hold(0, self.live.snapshot(CPU, pace))
+        return Staged.of(source(pace))
 
     def _add(self, request: Commit, kept: Weights) -> DrafterVersion:
         old = self.serving

@@ -8,22 +8,26 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from sglang_respec.drafter.pace import PIECE_BYTES, Pace
 from sglang_respec.drafter.reader import Tensor, read_blocks
 from sglang_respec.drafter.schema import DrafterSchema, Match, Problem, map_problems
 
-BLOCK_BYTES = 4 << 20
 # Sign and mantissa aside, an exponent of ones is an infinity or no number.
 _EXPONENT_BF16 = 0x7F80
 
 
 def value_problems(
-    path: str | os.PathLike[str], layout: dict[str, Tensor], match: Match, schema: DrafterSchema
+    path: str | os.PathLike[str],
+    layout: dict[str, Tensor],
+    match: Match,
+    schema: DrafterSchema,
+    pace: Pace,
 ) -> list[Problem]:
     """Read every tensor that will be written once; the target's own are left unread."""
     problems = [
         Problem(name, "holds values that are not finite")
         for name in match.take
-        if name != match.d2t and not _all_finite(path, layout[name])
+        if name != match.d2t and not _all_finite(path, layout[name], pace)
     ]
     if match.d2t is not None:
         d2t = _integers(path, layout[match.d2t])
@@ -32,8 +36,12 @@ def value_problems(
     return problems
 
 
-def _all_finite(path: str | os.PathLike[str], tensor: Tensor) -> bool:
-    return all(_finite(block, tensor.dtype) for block in read_blocks(path, tensor, BLOCK_BYTES))
+def _all_finite(path: str | os.PathLike[str], tensor: Tensor, pace: Pace) -> bool:
+    for block in read_blocks(path, tensor, PIECE_BYTES):
+        if not _finite(block, tensor.dtype):
+            return False
+        pace.rest()
+    return True
 
 
 def _finite(block: bytearray, dtype: str) -> bool:
@@ -49,7 +57,7 @@ def _integers(path: str | os.PathLike[str], tensor: Tensor) -> list[int]:
     import numpy as np
 
     kinds = {"I64": "<i8", "I32": "<i4", "BOOL": "u1", "U8": "u1", "I8": "i1"}
-    content = b"".join(read_blocks(path, tensor, BLOCK_BYTES))
+    content = b"".join(read_blocks(path, tensor, PIECE_BYTES))
     values: Any = np.frombuffer(content, kinds.get(tensor.dtype, "u1"))
     found: list[int] = values.tolist()
     return found

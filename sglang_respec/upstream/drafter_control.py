@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_WEIGHTS
+from sglang.srt.managers.io_struct import HealthCheckOutput
 from sglang.srt.runtime_context import get_observability, get_parallel
 
 from sglang_respec.config import load_config
 from sglang_respec.drafter.group import GroupAddress, receive
 from sglang_respec.drafter.guard import GuardPolicy
+from sglang_respec.drafter.pace import Pace, share_of
 from sglang_respec.drafter.reader import read_layout
 from sglang_respec.drafter.stage import Weights, stage, tensors_of_file
 from sglang_respec.drafter.swap import Commit, DrafterSwap
@@ -26,6 +28,7 @@ from sglang_respec.upstream.drafter_ipc import (
     DrafterReqInput,
     DrafterReqOutput,
     DrafterVerdictReqOutput,
+    HeartbeatReqInput,
 )
 from sglang_respec.upstream.drafter_schema import drafter_schema, live_drafter
 from sglang_respec.upstream.drafter_spans import RespecOutputStreamer, mark_swap
@@ -38,7 +41,9 @@ COMPLAINT_BYTES = 512  # of the rank that failed, as the others are told
 def attach_to_scheduler(_: None, scheduler: Any) -> None:
     """Runs after SGLang has made its dispatcher; adds our operations to it."""
     control = DrafterControl(scheduler)
-    scheduler._request_dispatcher._mapping[DrafterReqInput] = control.handle
+    operations = scheduler._request_dispatcher._mapping
+    operations[DrafterReqInput] = control.handle
+    operations[HeartbeatReqInput] = lambda _: HealthCheckOutput()
     if _has_drafter(scheduler):
         scheduler.draft_worker.drafter_feed = control.record
 
@@ -95,6 +100,7 @@ class DrafterControl:
             keep=config.drafter_versions,
             guard=GuardPolicy(config.drafter_guard_verifies, config.drafter_guard_ratio),
             now=time.time(),
+            share=share_of(config.drafter_core_percent),
         )
 
     @cached_property
@@ -137,8 +143,8 @@ class DrafterControl:
         live = self._swap.live
         if group is None:
 
-            def source() -> Weights:
-                return stage(live, tensors_of_file(path, read_layout(path), take))
+            def source(pace: Pace) -> Weights:
+                return stage(live, tensors_of_file(path, read_layout(path), take, pace), pace)
         else:
             place, rank = GroupAddress(**group), 1 + get_parallel().tp_rank
             if place.world_size != 1 + get_parallel().tp_size:
@@ -149,9 +155,9 @@ class DrafterControl:
             declared = [(name, dtype, tuple(shape)) for name, dtype, shape in tensors or []]
             wanted = set(take)
 
-            def source() -> Weights:
+            def source(pace: Pace) -> Weights:
                 sent = receive(place, rank, declared, live.device)
-                return stage(live, (each for each in sent if each[0] in wanted))
+                return stage(live, (each for each in sent if each[0] in wanted), pace)
 
         self._swap.begin(push, source)
         return {"status": "staging"}

@@ -34,7 +34,7 @@ DRAFTER_HOOKS = (
         ),
         kind="after",
         replacement=f"{HERE}.routes:attach_to_tokenizer",
-        symptom="there is no POST /update_drafter",
+        symptom="there is no POST /update_drafter, and /health takes seconds (see health.py)",
         cause="SGLang has no seam for routes or messages of a plugin",
         remove_when="it has one",
     ),

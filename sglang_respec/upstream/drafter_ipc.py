@@ -1,4 +1,4 @@
-"""What the HTTP process and the scheduler say to each other about drafters.
+"""What the HTTP process and the scheduler say to each other: about drafters, and "are you there?".
 
 SGLang decodes its messages against a closed list of types. Importing this module adds ours, so it
 must be imported in every process that decodes them: the tokenizer manager's and the scheduler's.
@@ -32,4 +32,8 @@ class DrafterVerdictReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     fallback: int
 
 
-hook_custom_types(DrafterReqInput, DrafterReqOutput, DrafterVerdictReqOutput)
+class HeartbeatReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Answered between two steps with SGLang's own `HealthCheckOutput`, which says no more."""
+
+
+hook_custom_types(DrafterReqInput, DrafterReqOutput, DrafterVerdictReqOutput, HeartbeatReqInput)

@@ -30,6 +30,21 @@ DRAFTER_NAMES = (
     UpstreamName(_MANAGER, "TokenizerManager._dispatch_to_scheduler", ("self", "obj"), "sends"),
     UpstreamName(_MANAGER, "TokenizerManager.auto_create_handle_loop", ("self",), "receives"),
     UpstreamName(_MANAGER, "TokenizerManager.config_value", ("self", "name"), "admin_api_key"),
+    *(
+        UpstreamName(_MANAGER, f"TokenizerManager.{name}", None, "/health by heartbeat")
+        for name in ("last_receive_tstamp", "gracefully_exit", "server_status")
+    ),
+    *(
+        UpstreamName(_MANAGER, f"ServerStatus.{name}", None, "/health by heartbeat")
+        for name in ("Starting", "Up", "UnHealthy")
+    ),
+    UpstreamName(_IO, "HealthCheckOutput", None, "answers a heartbeat"),
+    UpstreamName(
+        "sglang.srt.entrypoints.http_server",
+        "HEALTH_CHECK_TIMEOUT",
+        None,
+        "how long the scheduler may be silent",
+    ),
     UpstreamName(
         _MANAGER,
         "TokenizerManager._accumulate_request_meta_info",

@@ -41,3 +41,7 @@ def mount(app: Any, manager: Any) -> None:
         if "POST" in route.methods:
             auth_level(AuthLevel.ADMIN_OPTIONAL)(route.endpoint)
     app.include_router(router)
+    # Imported here, where SGLang's HTTP server is: an engine without one must not import it.
+    from sglang_respec.upstream.health import mount_health
+
+    mount_health(app, manager)

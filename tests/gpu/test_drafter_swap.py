@@ -41,7 +41,9 @@ def test_a_captured_graph_sees_the_new_weights_after_the_step_that_ran(swap, tmp
     with torch.cuda.graph(graph):
         output = head @ inputs
 
-    swap.begin("p", lambda: stage(swap.live, tensors_of_file(path, layout, layout)))
+    swap.begin(
+        "p", lambda pace: stage(swap.live, tensors_of_file(path, layout, layout, pace), pace)
+    )
     wait_until(lambda: swap._staging.readiness == "ready")
     with torch.cuda.stream(forward):
         torch.cuda._sleep(LONG_CYCLES)  # the step before, still running when the commit comes
@@ -62,8 +64,8 @@ def test_weights_kept_in_host_memory_come_back(swap, tmp_path):
     for value in (1.0, 2.0):
         path.write_bytes(make_file(value))
         layout = read_layout(path)
-        swap.begin("p", lambda layout=layout: stage(
-            swap.live, tensors_of_file(path, layout, layout)))  # fmt: skip
+        swap.begin("p", lambda pace, layout=layout: stage(
+            swap.live, tensors_of_file(path, layout, layout, pace), pace))  # fmt: skip
         wait_until(lambda: swap._staging.readiness == "ready")
         swap.commit(Commit("p"))
     kept = swap.history.weights_of(1)

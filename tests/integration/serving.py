@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
 from respec_server.process import RESPEC_SERVE, ServerProcess
@@ -20,6 +22,11 @@ LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Three at most: plain, a chain and a tree; each holds a gigabyte and a half.
 ALIVE = 3
+
+
+def single_threaded() -> dict[str, str]:
+    """The environment of a server that a test starts by itself."""
+    return dict(SINGLE_THREADED)
 
 
 class Servers:
@@ -103,6 +110,25 @@ class Servers:
         if self._launchpad is not None:
             self._launchpad.terminate()
             self._launchpad.wait()
+
+
+def http_process(server: ServerProcess) -> psutil.Process:
+    """The process that listens, which may be a fork of the launchpad."""
+    (pid,) = {
+        each.pid for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == server.port
+    }  # fmt: skip
+    return psutil.Process(pid)
+
+
+def scheduler_processes(server: ServerProcess) -> list[psutil.Process]:
+    """What the HTTP process started: SGLang's ranks first, in order, then the detokenizer.
+
+    Forks of a fork keep its title, so ask no names.
+    """
+    children = http_process(server).children(recursive=True)
+    started = sorted(children, key=lambda each: (each.create_time(), each.pid))
+    return [each for each in started if "resource_tracker" not in " ".join(each.cmdline())]
 
 
 def speculation(steps: int, topk: int, nodes: int) -> list[str]:

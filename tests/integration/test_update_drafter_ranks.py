@@ -12,11 +12,11 @@ import psutil
 import pytest
 from drafter_files import degraded, trained
 from rollouts import generate
-from serving import Servers, speculation
+from serving import Servers, scheduler_processes, speculation
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from respec_server.process import ServerProcess
+from respec_server.process import ServerProcess, free_port
 
 pytestmark = [
     pytest.mark.server,
@@ -80,7 +80,7 @@ def test_when_one_rank_cannot_stage_neither_commits(
 ) -> None:
     before = checksums(server, drafter=True)
     version = httpx.get(f"{server.url}/drafter", trust_env=False).json()["serving"]
-    rank = process_of_rank(server, 1)
+    rank = scheduler_processes(server)[1]
     limits = rank.rlimit(psutil.RLIMIT_NOFILE)
     rank.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))  # it can open no file now
     try:
@@ -97,17 +97,6 @@ def test_when_one_rank_cannot_stage_neither_commits(
     assert checksums(server, drafter=True) == before
 
 
-def process_of_rank(server: ServerProcess, rank: int) -> psutil.Process:
-    (main,) = {
-        each.pid for each in psutil.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == server.port
-    }  # fmt: skip
-    children = psutil.Process(main).children(recursive=True)
-    # SGLang starts its ranks first, in order. Forks of a fork keep its title, so ask no names.
-    started = sorted(children, key=lambda each: (each.create_time(), each.pid))
-    return [each for each in started if "resource_tracker" not in " ".join(each.cmdline())][rank]
-
-
 def test_policy_pushes_from_disk_leave_the_drafter_be(server: ServerProcess) -> None:
     drafter, target = checksums(server, drafter=True), checksums(server, drafter=False)
     path = str(demo_models()[0])
@@ -117,21 +106,31 @@ def test_policy_pushes_from_disk_leave_the_drafter_be(server: ServerProcess) -> 
     assert checksums(server, drafter=False) == target
 
 
-def test_policy_pushes_of_tensors_leave_the_drafter_be(
-    server: ServerProcess, servers: Servers, prompts: list[list[int]]
+EXPECTED = {
+    "tensor": {
+        "begin": True, "garbage": False, "one payload for two ranks": False, "wrong shape": False,
+        "no tensors": False, "good": True, "end": True,
+    },
+    "group": {
+        "init": True, "begin": True, "wrong shape": False, "good": True, "to all": True,
+        "end": True, "leave": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", EXPECTED)
+def test_policy_pushes_leave_the_drafter_be(
+    server: ServerProcess, servers: Servers, prompts: list[list[int]], way: str
 ) -> None:
     """With bad payloads before the good one: each is answered, and the server lives."""
     drafter, target = checksums(server, drafter=True), checksums(server, drafter=False)
     program = Path(__file__).with_name("policy_push.py")
-    command = servers.python(str(program), server.url, str(RANKS))
+    command = servers.python(str(program), way, server.url, str(RANKS), str(free_port()))
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     answers = json.loads(done.stdout.splitlines()[-1])
     success = {name: each["success"] for name, each in answers.items()}
-    assert success == {
-        "begin": True, "garbage": False, "one payload for two ranks": False, "wrong shape": False,
-        "no tensors": False, "good": True, "end": True,
-    }, answers  # fmt: skip
-    assert "push the whole policy again" in answers["wrong shape"]["message"]
+    assert success == EXPECTED[way], answers
+    assert answers["wrong shape"]["message"]
     assert checksums(server, drafter=True) == drafter
     pushed = checksums(server, drafter=False)
     for rank in range(RANKS):
@@ -142,6 +141,23 @@ def test_policy_pushes_of_tensors_leave_the_drafter_be(
     assert post(server, "/update_weights_from_disk", json={"model_path": path})["success"]
     assert checksums(server, drafter=False) == target
     assert generate(server.url, prompts[:8], GREEDY, concurrency=4).accepted_length > 1.5
+
+
+def test_a_policy_session_left_open_does_not_keep_drafters_out(server: ServerProcess) -> None:
+    """A trainer died between begin and end: SGLang keeps its session and says how to go on."""
+    drafter = checksums(server, drafter=True)
+    assert post(server, "/begin_weight_update", json={})["success"]
+    try:
+        assert push(server, degraded())["applied"]
+        assert push(server, trained())["applied"]
+        again = post(server, "/begin_weight_update", json={})
+        assert (again["status"], again["success"]) == (400, False)
+        assert "end_weight_update" in again["message"]
+    finally:
+        assert post(server, "/end_weight_update", json={})["success"]
+    assert post(server, "/begin_weight_update", json={})["success"]
+    assert post(server, "/end_weight_update", json={})["success"]
+    assert checksums(server, drafter=True) == drafter
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sglang_respec.drafter.guard import GuardPolicy
+from sglang_respec.drafter.pace import Pace
 from sglang_respec.drafter.reader import ITEM_BYTES, read_layout
 from sglang_respec.drafter.schema import DrafterSchema, Slot
 from sglang_respec.drafter.stage import (
@@ -169,7 +170,7 @@ class LocalEngine:
         if operation == "restore":
             swap.begin_restore(**arguments)
         elif operation == "stage":
-            swap.begin(arguments["push"], lambda: self._stage(rank, arguments))
+            swap.begin(arguments["push"], lambda pace: self._stage(rank, arguments, pace))
         elif operation == "discard":
             swap.discard(**arguments)
         elif operation == "commit":
@@ -182,12 +183,13 @@ class LocalEngine:
             )
         return {"status": "staging"}
 
-    def _stage(self, rank: int, arguments: dict[str, Any]) -> Weights:
+    def _stage(self, rank: int, arguments: dict[str, Any], pace: Pace) -> Weights:
         for each in self.before_staging:
             each(rank)
         path = arguments["path"]
         names = arguments["take"]
-        return stage(self.swaps[rank].live, tensors_of_file(path, read_layout(path), names))
+        tensors = tensors_of_file(path, read_layout(path), names, pace)
+        return stage(self.swaps[rank].live, tensors, pace)
 
     def _vote(self, rank: int, mine: int, text: str) -> tuple[int, str]:
         self._votes[rank] = (mine, text)

@@ -8,6 +8,7 @@ import struct
 import pytest
 from drafter_toys import DRAFT_VOCAB, HIDDEN, SCHEMA, SLOTS, VOCAB, make_file
 
+from sglang_respec.drafter.pace import Pace
 from sglang_respec.drafter.reader import read_layout
 from sglang_respec.drafter.schema import (
     Declared,
@@ -160,7 +161,7 @@ def test_values_that_are_not_finite_are_found_anywhere(tmp_path, value, dtype):
         layout = read_layout(path)
         fit = match(SCHEMA, [Declared(t.name, t.dtype, t.shape) for t in layout.values()])
         assert isinstance(fit, Match)
-        found = value_problems(path, layout, fit, SCHEMA)
+        found = value_problems(path, layout, fit, SCHEMA, Pace(1))
         assert [each.tensor for each in found] == ["norm.weight"]
 
 
@@ -172,4 +173,4 @@ def test_the_targets_own_tensors_may_hold_anything(tmp_path):
     layout = read_layout(path)
     fit = match(SCHEMA, [Declared(t.name, t.dtype, t.shape) for t in layout.values()])
     assert isinstance(fit, Match)
-    assert value_problems(path, layout, fit, SCHEMA) == []
+    assert value_problems(path, layout, fit, SCHEMA, Pace(1)) == []

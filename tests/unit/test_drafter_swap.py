@@ -18,16 +18,17 @@ from drafter_toys import (
     wait_until,
 )
 
+from sglang_respec.drafter.pace import Pace
 from sglang_respec.drafter.reader import read_layout
 from sglang_respec.drafter.stage import Weights, stage, tensors_of_file
-from sglang_respec.drafter.swap import Commit, DrafterSwap
+from sglang_respec.drafter.swap import CPU, Commit, DrafterSwap
 from sglang_respec.errors import RespecError
 
 
 def staged(live, path, content=None):
     path.write_bytes(make_file(2.0) if content is None else content)
     layout = read_layout(path)
-    return stage(live, tensors_of_file(path, layout, layout))
+    return stage(live, tensors_of_file(path, layout, layout, Pace(1)), Pace(1))
 
 
 @pytest.fixture
@@ -38,7 +39,9 @@ def file(tmp_path):
 def push(swap: DrafterSwap, file, value: float, **fields) -> dict:
     file.write_bytes(make_file(value))
     layout = read_layout(file)
-    swap.begin("p", lambda: stage(swap.live, tensors_of_file(file, layout, layout)))
+    swap.begin(
+        "p", lambda pace: stage(swap.live, tensors_of_file(file, layout, layout, pace), pace)
+    )
     answer = swap.commit(Commit("p", **fields))
     while answer["status"] == "staging":
         answer = swap.commit(Commit("p", **fields))
@@ -150,7 +153,7 @@ def test_the_same_file_again_is_no_swap(file):
 def test_a_failed_staging_says_why_and_leaves_everything(file):
     swap = make_swap()
 
-    def source() -> Weights:
+    def source(_: Pace) -> Weights:
         raise OSError("the disk\nis gone")
 
     swap.begin("p", source)
@@ -164,7 +167,7 @@ def test_a_failed_staging_says_why_and_leaves_everything(file):
 def test_a_defect_in_staging_ends_its_thread_alone():
     swap = make_swap()
 
-    def source() -> Weights:
+    def source(_: Pace) -> Weights:
         raise ZeroDivisionError
 
     swap.begin("p", source)
@@ -178,9 +181,9 @@ def test_a_commit_of_something_else_fails(file):
 
 def test_one_staging_at_a_time():
     swap, gate = make_swap(), threading.Event()
-    swap.begin("first", lambda: (gate.wait(10), swap.live.snapshot(torch.device("cpu")))[1])
+    swap.begin("first", lambda pace: (gate.wait(10), swap.live.snapshot(CPU, pace))[1])
     with pytest.raises(RespecError, match="still being staged"):
-        swap.begin("second", lambda: swap.live.snapshot(torch.device("cpu")))
+        swap.begin("second", lambda pace: swap.live.snapshot(CPU, pace))
     assert swap.commit(Commit("first")) == {"status": "staging"}
     gate.set()
     wait_until(lambda: swap._staging.readiness == "ready")
