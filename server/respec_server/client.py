@@ -35,12 +35,26 @@ Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why one server did not take a push. As text it is one sentence."""
+
+    message: str  # the server's own, or what the connection said
+    status: int | None = None  # HTTP; None where no answer came
+    code: str = ""  # for programs: "wrong_tensors", "conflict", "busy", ...
+    # Each offending tensor: {"tensor", "problem", "expected", "got"}; all of them, not the first.
+    problems: tuple[dict[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.message if self.status is None else f"{self.status}: {self.message}"
+
+
 @dataclass
 class PushReport:
     """What became of a push at each server, by URL."""
 
     applied: dict[str, dict[str, Any]] = field(default_factory=dict)  # as the server answered
-    failed: dict[str, str] = field(default_factory=dict)  # one sentence each
+    failed: dict[str, Failure] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{url}: version {each.get('version')}" for url, each in self.applied.items()]
@@ -131,17 +145,25 @@ class DrafterClient:
         return await self._everywhere(one)
 
     def push_group(
-        self, tensors: Mapping[str, Any], *, address: str, port: int, ranks: int, **options: Any
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        address: str,
+        port: int,
+        ranks: int,
+        label: str = "",
+        guard: bool = True,
+        name: str = "respec-drafter",
+        backend: str = "gloo",
+        timeout_s: float = 60.0,
     ) -> dict[str, Any]:
         """Broadcast tensors to one server in a process group; needs torch and this package.
 
-        address, port: of this machine, as the server reaches it. ranks: of the server.
-        Raises `PushFailed`.
+        address, port: of this machine, as the server reaches it. ranks: tensor-parallel ones of
+        the server. timeout_s: for each rank to join and for each tensor. Raises `PushFailed`.
         """
         from sglang_respec.drafter.group import GroupAddress, send
 
-        name, backend = options.pop("name", "respec-drafter"), options.pop("backend", "gloo")
-        timeout_s = options.pop("timeout_s", 60.0)
         place = GroupAddress(address, port, 1 + ranks, name, backend, timeout_s)
         kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
                  "int32": "I32", "bool": "BOOL"}  # fmt: skip
@@ -161,7 +183,7 @@ class DrafterClient:
         # A daemon: a server that refuses the push never joins, and then nobody waits for this.
         threading.Thread(target=broadcast, daemon=True).start()
         url = self.urls[0]
-        params = {"version": options.get("label", ""), "wait": "true"}
+        params = {"version": label, "wait": "true", "guard": "on" if guard else "off"}
         report = _run(
             self._everywhere(
                 lambda each: self._ask(
@@ -199,8 +221,10 @@ class DrafterClient:
         async def one(url: str) -> None:
             try:
                 report.applied[url] = await ask(url)
-            except (httpx.HTTPError, httpx.InvalidURL, _Refused) as error:
-                report.failed[url] = str(error) or type(error).__name__
+            except _Refused as error:
+                report.failed[url] = error.failure
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                report.failed[url] = Failure(str(error) or type(error).__name__)
 
         await asyncio.gather(*(one(url) for url in urls or self.urls))
         if report.failed:
@@ -239,14 +263,18 @@ class DrafterClient:
                         found: dict[str, Any] = answer.json()
                         return found
                     if answer.status_code not in PASSING or not left:
-                        raise _Refused(_sentence(answer))
+                        raise _Refused(_failure(answer))
                 left -= 1
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
 
 
 class _Refused(Exception):  # noqa: N818 (it is what happened, not a kind of error)
-    """The server's own sentence."""
+    """The server's own answer."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 @dataclass(frozen=True)
@@ -304,12 +332,16 @@ def _serialize(weights: Any) -> bytes:
     return data
 
 
-def _sentence(answer: httpx.Response) -> str:
+def _failure(answer: httpx.Response) -> Failure:
+    """What the server said; a proxy in between may say anything."""
     try:
-        message = answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer.text[:200]
-    return f"{answer.status_code}: {message}"
+        error = answer.json()["error"]
+        problems = tuple(dict(each) for each in error.get("problems", ()))
+        return Failure(
+            str(error["message"]), answer.status_code, str(error.get("code", "")), problems
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Failure(answer.text[:200] or answer.reason_phrase, answer.status_code)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

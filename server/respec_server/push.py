@@ -13,6 +13,7 @@ from rich.table import Table
 
 from respec_server.client import DrafterClient, PushFailed, PushReport
 from respec_server.client import Progress as OnProgress
+from respec_server.refusal import SHOWN_PROBLEMS
 from sglang_respec.errors import RespecError
 
 
@@ -46,6 +47,8 @@ def run_push(
         _show(error.report)
         for url, why in error.report.failed.items():
             sys.stderr.write(f"respec: {url}: {why}\n")
+            for each in why.problems[SHOWN_PROBLEMS:]:  # the first ones are in the sentence
+                sys.stderr.write(f"  {each['tensor']} {each['problem']}\n")
         return 1
     _show(report)
     return 0

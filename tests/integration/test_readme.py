@@ -7,21 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from serving import Servers, speculation
+
+from respec_server.process import free_port
 
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+UPDATE_DRAFTER = (ROOT / "docs" / "update-drafter.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 URL = "http://127.0.0.1:30000"
 
 
-def blocks(language: str, mark: str) -> list[str]:
-    found = [text for kind, text in BLOCK.findall(README) if kind == language and mark in text]
-    assert found, f"the README has no {language or 'shell'} block with {mark}"
+def blocks(language: str, *marks: str, text: str = README) -> list[str]:
+    found = [
+        block for kind, block in BLOCK.findall(text)
+        if kind == language and all(each in block for each in marks)
+    ]  # fmt: skip
+    assert found, f"there is no {language or 'shell'} block with {marks}"
     return found
+
+
+def serving(url: str) -> int:
+    answer = httpx.get(f"{url}/drafter", timeout=60, trust_env=False)
+    return int(answer.json()["serving"])
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +67,41 @@ def test_a_drafter_is_pushed_with_curl(url: str) -> None:
     assert answer["sha256"]
 
 
-def test_a_drafter_is_pushed_from_python(url: str) -> None:
-    (program,) = blocks("python", "DrafterClient")
-    assert "version" in run([sys.executable, "-c", program.replace(URL, url)])
+def test_a_drafter_is_pushed_from_pytorch(url: str) -> None:
+    (program,) = blocks("python", "PushFailed")
+    before = serving(url)
+    assert f"{url}: version {before + 1}" in run([sys.executable, "-c", program.replace(URL, url)])
+    assert serving(url) == before + 1
+
+    wrong = program.replace("*= 1.01", "= drafter['norm.weight'][:-1].clone()")
+    told = run([sys.executable, "-c", wrong.replace(URL, url)])
+    assert "norm.weight" in told
+    assert "'expected': '[192]'" in told
+    assert serving(url) == before + 1
+
+
+def test_a_drafter_is_pushed_by_a_process_group(url: str) -> None:
+    (program,) = blocks("python", "push_group")
+    before = serving(url)
+    program = program.replace(URL, url).replace("29600", str(free_port()))
+    assert "'applied': True" in run([sys.executable, "-c", program])
+    assert serving(url) == before + 1
+
+
+def test_a_drafter_is_pushed_by_a_process_group_in_plain_torch(url: str) -> None:
+    """The block of docs/update-drafter.md, with the names that it leaves to the reader."""
+    (program,) = blocks("python", "ProcessGroupGloo", text=UPDATE_DRAFTER)
+    names = (
+        "from safetensors.torch import load_file\n"
+        "MY_ADDRESS = '127.0.0.1'\n"
+        "class drafter:\n"
+        "    state_dict = lambda: load_file("
+        "'sglang_respec/demo_models/drafter/model.safetensors')\n"
+    )
+    before = serving(url)
+    program = program.replace("http://node-a:30000", url).replace("29600", str(free_port()))
+    assert "'applied': True" in run([sys.executable, "-c", names + program])
+    assert serving(url) == before + 1
 
 
 def test_every_command_is_one_that_exists() -> None:

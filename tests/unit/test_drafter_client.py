@@ -11,9 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from drafter_toys import SLOTS, make_file
+from drafter_toys import SLOTS, make_file, zeros
 from local_server import serve_local
 
 import respec_server.client
@@ -81,6 +82,26 @@ def test_a_server_that_refuses_is_reported_and_the_other_keeps_the_push(servers,
     bases = {servers[0].url: 1, servers[1].url: 1}
     again = client.push(make_file(4.0), base_version=bases)
     assert [each["version"] for each in again.applied.values()] == [2, 2]
+
+
+def test_a_refusal_names_its_tensors(servers):
+    wrong = {"norm.weight": zeros("F32", 9), "lm_head.weight": None, "more": zeros("F32", 1)}
+    with pytest.raises(PushFailed, match="does not fit the serving drafter") as refused:
+        DrafterClient(servers[0].url).push(make_file(1.0, **wrong))
+    failure = refused.value.report.failed[servers[0].url]
+    assert (failure.status, failure.code) == (422, "wrong_tensors")
+    assert {each["tensor"] for each in failure.problems} == set(wrong)
+    by_name = {each["tensor"]: each for each in failure.problems}
+    assert (by_name["norm.weight"]["expected"], by_name["norm.weight"]["got"]) == ("[4]", "[9]")
+    assert str(failure) == f"422: {failure.message}"
+
+
+def test_what_a_proxy_says_is_a_failure_too():
+    failure = respec_server.client._failure(httpx.Response(502, text="<html>Bad Gateway</html>"))
+    assert (failure.status, failure.code, failure.problems) == (502, "", ())
+    assert str(failure) == "502: <html>Bad Gateway</html>"
+    odd = respec_server.client._failure(httpx.Response(400, json={"error": "a text"}))
+    assert odd.status == 400
 
 
 def test_a_refusal_is_not_repeated(servers):
