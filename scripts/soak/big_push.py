@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from respec_server.client import DrafterClient
 from respec_server.process import ServerProcess
-from soak.load import state
+from soak.load import footprint, probing, state
+from soak.results import spread
 
 HIDDEN, VOCAB = 4096, 32000
 DRAFT_VOCAB = VOCAB  # the whole of it, so that there is no map, which dummy weights lack
@@ -80,15 +81,17 @@ def _measure(server: ServerProcess, files: list[Path]) -> dict[str, Any]:
         for number in range(PUSHES):
             report = client.push(files[number % 2], guard=False)
             answers.append(report.applied[server.url])
-    for _ in range(ROUNDS):
-        alone = _tokens_per_second(server.url)
-        stop = threading.Event()
-        thread = threading.Thread(target=_push_until, args=(client, files, stop))
-        thread.start()
-        beside = _tokens_per_second(server.url)
-        stop.set()
-        thread.join()
-        ratios.append(beside / alone)
+    before = footprint(server)
+    with probing(server.url) as seen:
+        for _ in range(ROUNDS):
+            alone = _tokens_per_second(server.url)
+            stop = threading.Event()
+            thread = threading.Thread(target=_push_until, args=(client, files, stop))
+            thread.start()
+            beside = _tokens_per_second(server.url)
+            stop.set()
+            thread.join()
+            ratios.append(beside / alone)
     phases = {
         name: round(statistics.median(each["phases"][name] for each in answers), 1)
         for name in answers[0]["phases"]
@@ -98,6 +101,9 @@ def _measure(server: ServerProcess, files: list[Path]) -> dict[str, Any]:
         f"{DRAFT_VOCAB}; on one machine, over loopback",
         "megabytes": round(files[0].stat().st_size / 1e6, 1),
         "phases_ms_median": phases,
+        "pause_ms": spread([each["phases"]["commit_ms"] for each in answers]),
+        "probe_s": {path: spread(times) for path, times in seen.probe_s.items()},
+        "footprint": {"before the rounds": before, "after them": footprint(server)},
         "memory_mb": {"before": idle_mb, "peak during pushes": peak.megabytes,
                       "after": _memory_mb(server)},
         "throughput_while_pushing": {
@@ -107,6 +113,7 @@ def _measure(server: ServerProcess, files: list[Path]) -> dict[str, Any]:
         "gates": {
             "every push was applied": all(each["applied"] for each in answers),
             "the version counts them": state(server.url)["serving"] >= PUSHES,
+            "no probe failed": not seen.failed_probes,
             f"throughput at least {THROUGHPUT_GATE}x": statistics.median(ratios)
             >= THROUGHPUT_GATE,
         },

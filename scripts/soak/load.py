@@ -18,6 +18,7 @@ from respec_server.bundled import demo_models
 from respec_server.process import ServerProcess
 from sglang_respec.demo_task import make_problem
 
+PROBE_EVERY_S = 1.0
 PROBES = ("/health", "/ready", "/metrics")
 STARTED_WITH = ("--demo", "--enable-metrics")
 
@@ -56,29 +57,50 @@ class Seen:
     probe_s: dict[str, list[float]] = field(default_factory=lambda: {each: [] for each in PROBES})
     failed_probes: list[str] = field(default_factory=list)
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all batches; each starts when the one before has ended."""
+        return sum(each.tokens for each in self.batches) / sum(e.seconds for e in self.batches)
+
 
 @contextlib.contextmanager
 def under_load(
     url: str, texts: Sequence[list[int]], sampling: list[dict[str, Any]], concurrency: int
 ) -> Iterator[Seen]:
     """The same batch again and again, and a probe a second, until the block ends."""
-    seen = Seen()
     stop = threading.Event()
+    with probing(url) as seen:
 
-    def load() -> None:
-        while not stop.is_set():
-            seen.batches.append(generate(url, texts, sampling, concurrency=concurrency))
+        def load() -> None:
+            while not stop.is_set():
+                seen.batches.append(generate(url, texts, sampling, concurrency=concurrency))
+
+        with _threads(load):
+            try:
+                yield seen
+            finally:
+                stop.set()
+
+
+@contextlib.contextmanager
+def probing(url: str) -> Iterator[Seen]:
+    """A probe of health, readiness and metrics a second, until the block ends."""
+    seen, stop = Seen(), threading.Event()
 
     def probe() -> None:
-        while not stop.wait(1.0):
+        while not stop.wait(PROBE_EVERY_S):
             for path in PROBES:
                 started = time.perf_counter()
-                answer = httpx.get(url + path, timeout=30, trust_env=False)
+                try:
+                    status = httpx.get(url + path, timeout=30, trust_env=False).status_code
+                except httpx.TransportError as error:
+                    seen.failed_probes.append(f"{path} {type(error).__name__}")
+                    continue
                 seen.probe_s[path].append(time.perf_counter() - started)
-                if answer.status_code != 200:
-                    seen.failed_probes.append(f"{path} {answer.status_code}")
+                if status != httpx.codes.OK:
+                    seen.failed_probes.append(f"{path} {status}")
 
-    with _threads(load, probe):
+    with _threads(probe):
         try:
             yield seen
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 from respec_server.process import ServerProcess
 from soak.files import BAD, random_head, trained
 from soak.load import STARTED_WITH, footprint, prompts, push, sampled, state, under_load
+from soak.results import spread
 
 VALID_PART = 0.3
 REQUESTS = 8
@@ -27,6 +28,7 @@ def run(count: int) -> dict[str, Any]:
     wrong: list[str] = []
     version, serving = 0, b""
     prints: list[dict[str, float]] = []
+    phases: dict[str, list[float]] = {}  # of the pushes that were applied
     texts, sampling = prompts(REQUESTS), [sampled(seed) for seed in range(REQUESTS)]
     with ServerProcess([*STARTED_WITH]) as server:
         pid = server.pid
@@ -35,6 +37,9 @@ def run(count: int) -> dict[str, Any]:
             for number in range(count):
                 kind, content = _draw(rng, valid)
                 answer = push(server.url, content, guard="off")
+                if answer.status_code == OK and answer.json()["applied"]:
+                    for name, value in answer.json()["phases"].items():
+                        phases.setdefault(name, []).append(value)
                 if kind == "valid" and content != serving:
                     version, serving = version + 1, content
                 good = kind == "valid" or answer.status_code == OK
@@ -61,6 +66,10 @@ def run(count: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "results": dict(sorted(results.items())),
         "version": final,
+        "phases_ms": {name.removesuffix("_ms"): spread(times) for name, times in phases.items()},
+        "probe_s": {path: spread(times) for path, times in seen.probe_s.items() if times},
+        "failed_probes": seen.failed_probes[:20],
+        "tokens_per_second": round(seen.tokens_per_second, 1),
         "footprint": prints,
         "wrong": wrong[:20],
         "gates": {
