@@ -138,6 +138,14 @@ def test_files_named_in_documents_exist(path):
         assert (ROOT / name).exists(), name
 
 
+def test_tests_named_in_documents_exist():
+    source = "\n".join(each.read_text(encoding="utf-8") for each in (ROOT / "tests").rglob("*.py"))
+    written = set(re.findall(r"def (test_\w+)\(", source))
+    for path in documents():
+        named = set(re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8")))
+        assert named <= written, path
+
+
 def make_verbs() -> set[str]:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     return set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, flags=re.MULTILINE))
