@@ -201,6 +201,7 @@ def test_rollback(server):
     assert "kept" in error["message"]
     refused(server.rollback(to=-1), 400, "bad_request")
     refused(server.rollback(to="x"), 400, "bad_request")
+    refused(server.rollback(too=2), 400, "bad_request")  # and not a rollback to another one
     assert server.engine.serving_value() == {0.0}
 
 
