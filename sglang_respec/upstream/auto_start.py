@@ -13,9 +13,11 @@ import torch
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
 
 from sglang_respec.core import PLAIN, SpeculationConfig
+from sglang_respec.errors import RespecError
 from sglang_respec.planner import Always, Planner, Policy, Profile
 from sglang_respec.planner.candidates import candidate_shapes, shapes_to_keep
 from sglang_respec.planner.measured import Agenda, measure, to_profile
+from sglang_respec.planner.profile import REMEDY
 from sglang_respec.planner.profile_cache import (
     find_profile,
     keep_profile,
@@ -78,9 +80,12 @@ class Preparation:
         profile = self._told(Profile.load(path) if self._talk.is_first else None)
         assert profile is not None
         profile.require(self._key, path)
-        self._candidates = tuple(
-            each for each in self._candidates if each == self._states.own or profile.composes(each)
-        )
+        own = self._states.own
+        if not profile.composes(own):
+            raise RespecError(
+                f"The profile {path} has no step times for the server's own shape, {own}; {REMEDY}."
+            )
+        self._candidates = tuple(each for each in self._candidates if profile.composes(each))
         self._say(f"step times from {path}.")
         return profile
 
