@@ -82,6 +82,7 @@ class StepBook:
         self.catch_ups = 0  # steps before which the drafter caught up
         self.catch_up_tokens = 0
         self.catch_up_s = 0.0  # of the host
+        self.guesses = 0  # tokens that the drafter guessed at in plain steps, to be judged
         self.prefills = 0
         self.drafter_swaps = 0
         self.launched_steps = 0
@@ -132,6 +133,7 @@ class StepBook:
         seconds: float | None,  # since the step before; None where that says nothing of this one
         catch_up_tokens: int = 0,
         catch_up_s: float = 0.0,
+        guesses: int = 0,  # in a plain step
     ) -> None:
         """The results of the oldest step that is out are on the host."""
         counts = self.configs.setdefault(str(record.config), ConfigCounts())
@@ -142,6 +144,7 @@ class StepBook:
         self.reasons[plan.reason] = self.reasons.get(plan.reason, 0) + 1
         self.plain_finished = plain_through
         self.last_batch_size = record.batch_size
+        self.guesses += guesses
         if catch_up_tokens:
             self.catch_ups += 1
             self.catch_up_tokens += catch_up_tokens
@@ -209,6 +212,7 @@ class StepBook:
             "catch_ups": self.catch_ups,
             "catch_up_tokens": self.catch_up_tokens,
             "catch_up_s": self.catch_up_s,
+            "guesses": self.guesses,
             "drafter_swaps": self.drafter_swaps,
             "depths": self.depth_facts(),
             "decision_us": self.decision_quantiles_us(),

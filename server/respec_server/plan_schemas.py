@@ -136,6 +136,7 @@ class StateAnswer(BaseModel):
     catch_ups: int = Field(description="Steps before which the drafter caught up.")
     catch_up_tokens: int
     catch_up_s: float = Field(description="Of the host.")
+    guesses: int = Field(description="Tokens the drafter guessed at in plain steps: probes.")
     drafter_swaps: int
     drafter_version: int
     depths: list[MeasuredDepth]

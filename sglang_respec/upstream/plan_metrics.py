@@ -36,6 +36,7 @@ OF_BOOK = (
     ("catch_ups", "catch_ups", "Catch-ups of the drafter"),
     ("catch_up_tokens", "catch_up_tokens", "Tokens that catch-ups ran"),
     ("catch_up_s", "catch_up_seconds", "Host time of catch-ups"),
+    ("guesses", "guesses", "Tokens the drafter guessed at in plain steps: probes"),
 )
 
 Sum = tuple[Counter, tuple[str, ...], float]  # counter, labels, the sum so far

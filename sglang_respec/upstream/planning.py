@@ -153,6 +153,7 @@ class Planning:
             seconds if step.follows_step else None,
             step.catch_up_tokens,
             step.catch_up_seconds,
+            step.probed_requests,
         )
         if self.on_step is not None:
             self.on_step()

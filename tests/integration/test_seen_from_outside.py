@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -111,6 +110,8 @@ def test_switches_and_catch_ups(driven: Driven) -> None:
     caught_up = driven.state["catch_up_tokens"] - driven.before["catch_up_tokens"]
     assert caught_up == driven.log.catch_up_tokens > 0
     assert 0 < driven.state["catch_ups"] <= driven.state["steps"]
+    guesses = sum(each["probed_requests"] for each in driven.log.steps)
+    assert driven.state["guesses"] - driven.before["guesses"] == guesses > 0
 
 
 def test_every_request_tells_its_plain_steps_apart(driven: Driven) -> None:
@@ -198,13 +199,15 @@ def test_the_status_command(driven: Driven, capsys: pytest.CaptureFixture[str]) 
 def test_a_policy_with_step_times(
     servers: Servers, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    profile = Path(__file__).parents[2] / "sglang_respec/planner/profiles/cpu_demo_pair.json"
-    flags = ["--respec-profile", str(profile), "--respec-configs", "1,1,2"]
+    folder = tmp_path_factory.mktemp("profiles")
+    flags = ["--respec-policy", "auto", "--respec-configs", "1,1,2", "--max-running-requests", "16"]
+    flags += ["--respec-profile-dir", str(folder), "--respec-profile-seconds", "2"]
     server = servers.get(*speculation(3, 1, 4), *flags)
     generate(server.url, prompts[:8], GREEDY, concurrency=8)
     plan, state = get(server, "/respec/plan"), get(server, "/respec/state")
     assert plan["policy"] == plan["setting"] == "auto"
-    assert state["profile"]["kind"] == "derived"
+    assert state["profile"]["kind"] == "measured"
+    assert state["guesses"] > 0, "of the first step"
     assert state["decision_us"]["p50"] > 0
     for row in plan["rows"]:
         rates = {each["config"]: each["tokens_per_s"] for each in row["configs"]}
