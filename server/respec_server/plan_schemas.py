@@ -110,6 +110,9 @@ class ProfileAnswer(BaseModel):
     kind: str
     source: str
     held_out_relative_error: float | None
+    graph_bytes: dict[str, int] = Field(
+        description="Of each configuration beside the server's own, where graphs were measured."
+    )
 
 
 class SwitchCount(BaseModel):

@@ -107,4 +107,5 @@ class PlanView:
             "kind": profile.kind,
             "source": profile.source,
             "held_out_relative_error": profile.relative_error,
+            "graph_bytes": {str(config): size for config, size in profile.graph_bytes.items()},
         }
