@@ -17,13 +17,13 @@ from sglang_respec.errors import RespecError
 from sglang_respec.planner import Always, Planner, Policy, Profile
 from sglang_respec.planner.candidates import candidate_shapes, shapes_to_keep
 from sglang_respec.planner.measured import Agenda, measure, to_profile
+from sglang_respec.planner.profile import REMEDY
 from sglang_respec.planner.profile_cache import (
     find_profile,
     keep_profile,
     profile_folder,
     profile_path,
 )
-from sglang_respec.planner.profile import REMEDY
 from sglang_respec.policies import parse_configs
 from sglang_respec.upstream.planning import Planning
 from sglang_respec.upstream.profile_key import profile_key
