@@ -139,8 +139,12 @@ def test_a_file_of_another_model_stops_the_server(
     """Named by a flag it was meant; to serve by it or without it would not be what was asked."""
     file = tmp_path / "another.json"
     load_profile("cpu_demo_pair").save(file)
-    with pytest.raises(ServerFailed, match="was made for target 'bundled target' instead of"):
+    with pytest.raises(
+        ServerFailed, match="was made for target 'bundled target' instead of"
+    ) as failed:
         started_again(servers, folder, tmp_path, "--respec-profile", str(file))
+    assert "The server stops." in str(failed.value)
+    assert "Traceback" not in str(failed.value)
 
 
 @pytest.mark.skipif(
