@@ -15,7 +15,7 @@ A factor per tree, learned while it runs and shared with trees that do not, take
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,22 +257,19 @@ class Acceptance:
         return found
 
     def _mixture(self, index: int, requests_per_class: Sequence[int], total: int) -> Estimate:
-        parts = [
-            (requests / total, self.estimates[which][index])
-            for which, requests in enumerate(requests_per_class)
-            if requests
-        ]
-        errors = tuple(
-            math.hypot(*(share * part.errors[depth] for share, part in parts))
-            for depth in range(len(parts[0][1].errors))
-        )
+        shares, parts = [], []
+        for which, requests in enumerate(requests_per_class):
+            if requests:
+                shares.append(requests / total)
+                parts.append(self.estimates[which][index])
+        errors = _mixed(shares, [part.errors for part in parts], math.hypot)
         return Estimate(
-            sum(share * part.accepted for share, part in parts),
+            _total(*[share * part.accepted for share, part in zip(shares, parts, strict=True)]),
             errors,
-            sum(share * part.factor_error for share, part in parts),
-            parts[0][1].factor_rounds,
-            _mixed([(share, part.reach) for share, part in parts]),
-            _mixed([(share, part.weights) for share, part in parts]),
+            _total(*[share * part.factor_error for share, part in zip(shares, parts, strict=True)]),
+            parts[0].factor_rounds,
+            _mixed(shares, [part.reach for part in parts], _total),
+            _mixed(shares, [part.weights for part in parts], _total),
             math.hypot(*errors),
         )
 
@@ -356,7 +353,20 @@ class Acceptance:
         )
 
 
-def _mixed(parts: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, ...]:
+def _mixed(
+    shares: Sequence[float],
+    vectors: Sequence[Sequence[float]],
+    joined: Callable[..., float],
+) -> tuple[float, ...]:
+    """At each depth what ``joined`` makes of the parts, each by its share."""
+    if len(shares) == 2:  # the common case, and on the way of a decision
+        a, b = shares
+        return tuple([joined(a * x, b * y) for x, y in zip(*vectors, strict=True)])
     return tuple(
-        sum(share * vector[depth] for share, vector in parts) for depth in range(len(parts[0][1]))
+        joined(*(share * x for share, x in zip(shares, column, strict=True)))
+        for column in zip(*vectors, strict=True)
     )
+
+
+def _total(*values: float) -> float:
+    return sum(values)

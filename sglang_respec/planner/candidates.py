@@ -68,16 +68,11 @@ def shapes_to_keep(
     candidates: the own shape first. budget_bytes: for the graphs of the others; None sets no
     limit. A budget in which none of them fits leaves the own shape alone.
     """
-    own, *others = candidates
-    fitting = [
-        each
-        for each in others
-        if budget_bytes is None or profile.graph_bytes.get(each, 0) <= budget_bytes
-    ]
+    own = candidates[0]
     # The own shape takes part, so that none is kept that is better than all but it.
     free = Profile(
         **{**vars(profile), "graph_bytes": {**profile.graph_bytes, own: 0}}
     )  # its graphs are not ours to save
-    chosen = choose_configs(free, [own, *fitting], budget_bytes, max_batch_size)
+    chosen = choose_configs(free, candidates, budget_bytes, max_batch_size)
     kept = [each for each in chosen if each != own]
     return (own, *kept[: MAX_CONFIGS - 1])

@@ -33,6 +33,7 @@ from sglang_respec.upstream.probe import Guesses, probed_rows
 from sglang_respec.upstream.rank_talk import RankTalk
 from sglang_respec.upstream.runtime_states import RuntimeStates
 from sglang_respec.upstream.sampling.request_table import request_table
+from sglang_respec.upstream.stopping import refusals_stop_the_server
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             return
         self.states = RuntimeStates(self, self.own)
         if self.choice.name == AUTO:
-            started = Preparation(self, self.states).run()
+            with refusals_stop_the_server():
+                started = Preparation(self, self.states).run()
             self.configs = started.configs
             self._set_plain(False)
             self._plan_by(started.policy)
