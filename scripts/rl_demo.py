@@ -194,7 +194,9 @@ def draw_figure(path: Path, runs: Sequence[ArmRun]) -> None:
     from rl.figure import draw
 
     cpu = runs[0].facts["machine"]["cpu"]
-    draw(path, runs, f"GRPO on the bundled target, {len({r.seed for r in runs})} seed(s), {cpu}")
+    same = "differ between arms" if differences(runs) else "identical in all arms"
+    seeds = len({run.seed for run in runs})
+    draw(path, runs, f"GRPO on the bundled target, {seeds} seed(s), {cpu}; rollouts {same}")
 
 
 def _positive(text: str) -> int:

@@ -33,6 +33,7 @@ def draw(path: Path, runs: Sequence[ArmRun], title: str) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, grid = plt.subplots(2, 2, figsize=(10, 6.6), dpi=150, layout="constrained")
     arms = [name for name in ARMS if any(run.arm == name for run in runs)]
@@ -44,9 +45,11 @@ def draw(path: Path, runs: Sequence[ArmRun], title: str) -> None:
             )
         axes.set_title(label, loc="left", fontsize=10)
         axes.set_xlabel("policy step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     grid[0][1].set_ylim(bottom=1)
     grid[1][0].set_ylim(bottom=0)
+    grid[1][1].yaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
