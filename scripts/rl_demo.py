@@ -62,8 +62,8 @@ MARKERS = {
 # A policy that moves in a dozen steps instead of hundreds asks for a learner as quick: a larger
 # rate, a look after every few updates, and no rollouts older than two policies.
 LEARNER = {
-    "learning-rate": "1e-3",
-    "warmup-steps": "5",
+    "learning-rate": "3e-4",
+    "warmup-steps": "10",
     "batch-tokens": "4096",
     "least-tokens": "2048",
     "max-policy-age": "2",

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,21 +100,35 @@ class Rig:
     def post_rewards(self, rewards: Sequence[dict[str, Any]]) -> None:
         """To the learner, if there is one."""
         if self._learner is not None:
-            answer = httpx.post(
-                f"{self._learner.url}/rewards", json={"rewards": list(rewards)},
-                timeout=REQUEST_S, trust_env=False,
-            )  # fmt: skip
-            answer.raise_for_status()
+            url = f"{self._learner.url}/rewards"
+            with self._learner_at_work() as options:
+                httpx.post(url, json={"rewards": list(rewards)}, **options).raise_for_status()
 
     def learner_status(self) -> dict[str, Any] | None:
-        return self._get(f"{self._learner.url}/status") if self._learner else None
+        if self._learner is None:
+            return None
+        with self._learner_at_work():
+            return self._get(f"{self._learner.url}/status")
 
     def learner_cpu_s(self) -> float:
         """Processor seconds that the learner used so far; 0 without one."""
         if self._learner is None:
             return 0.0
-        times = psutil.Process(self._learner.pid).cpu_times()
+        with self._learner_at_work():
+            times = psutil.Process(self._learner.pid).cpu_times()
         return float(times.user + times.system)
+
+    @contextlib.contextmanager
+    def _learner_at_work(self) -> Iterator[dict[str, Any]]:
+        """Serving would not mind a learner that ended; a comparison with it does."""
+        assert self._learner is not None
+        try:
+            yield {"timeout": REQUEST_S, "trust_env": False}
+        except (httpx.HTTPError, psutil.Error) as error:
+            raise ServerFailed(
+                f"The learner does not answer ({error}); its log is {self._learner.log}.\n"
+                f"{self._learner.log_tail()}"
+            ) from error
 
     def _get(self, url: str) -> dict[str, Any]:
         answer = httpx.get(url, timeout=REQUEST_S, trust_env=False)
@@ -128,9 +142,9 @@ class Rig:
         deadline = time.monotonic() + LEARNER_READY_S
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                if (self.learner_status() or {}).get("state") == "learning":
+                if self._get(f"{self._learner.url}/status").get("state") == "learning":
                     return
-            if not psutil.pid_exists(self._learner.pid):
+            if psutil.Process(self._learner.pid).status() == psutil.STATUS_ZOMBIE:
                 break
             time.sleep(POLL_S)
         raise ServerFailed(

@@ -1,6 +1,8 @@
 """The demo of reinforcement learning without a server: task, loss, trainer, records, report."""
 
+import argparse
 import dataclasses
+import json
 import math
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+import rl_demo
 from rl.figure import draw
 from rl.grpo import (
     Answer,
@@ -45,7 +48,10 @@ SETTINGS = Settings(
     steps=4, prompts=2, samples=2, max_steps=8, max_new_tokens=64, concurrency=4,
     learning_rate=3e-4, epochs=2, clip=0.2, learner={"steps": "5"},
 )  # fmt: skip
-FACTS = {"machine": {"cpu": "a processor", "cores": 2}, "versions": {"torch": "x"}}
+FACTS = {
+    "machine": {"cpu": "a processor", "cores": 2},
+    "versions": {"torch": "x", "sglang": "y", "commit": "z"},
+}
 
 
 # The task
@@ -216,6 +222,27 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert run_path(tmp_path, dataclasses.replace(SETTINGS, clip=0.3), "frozen", 0) != path
 
 
+def test_an_interrupted_demo_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def perform(arm: str, seed: int, settings: Settings, path: Path) -> ArmRun:
+        asked.append((arm, seed))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return make_run(arm, seed, [5.0] * 4)
+
+    monkeypatch.setattr(rl_demo, "RUNS", tmp_path)
+    monkeypatch.setattr(rl_demo, "perform", perform)
+    options = argparse.Namespace(arms=["plain", "frozen"], seeds=2, again=False, ablation=False)
+    with pytest.raises(KeyboardInterrupt):
+        rl_demo.collect(options, SETTINGS)
+    runs = rl_demo.collect(options, SETTINGS)
+    assert asked == [("plain", 0), ("frozen", 0), ("plain", 1), ("plain", 1), ("frozen", 1)]
+    assert [(run.arm, run.seed) for run in runs] == [*asked[:3], asked[4]]
+
+
 # The report
 
 
@@ -278,6 +305,17 @@ def test_the_ablation_compares_each_weight_with_none_of_the_same_seed() -> None:
     _, _, none, reward = ablation_table(runs).splitlines()
     assert none.startswith("| none | 2 | 4.50 (4.00 to 5.00)")
     assert reward.endswith("+10.0% (+10.0% to +10.0%) |")
+
+
+def test_the_result_is_json_and_the_section_says_where_it_was_measured() -> None:
+    runs = [make_run(arm, 0, [5.0] * 4) for arm in ("plain", "frozen")]
+    result = rl_demo.result_of(runs, SETTINGS)
+    assert result["identical_rollouts"]
+    assert json.loads(json.dumps(result, allow_nan=False))["runs"][1]["steps"][3]["step"] == 3
+    text = rl_demo.section(runs, ablation=False)
+    assert "a processor, 2 cores" in text
+    assert summary_table(runs) in text
+    assert equality_line(runs) in text
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
