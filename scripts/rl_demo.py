@@ -52,6 +52,7 @@ from rl.report import ablation_table, differences, equality_line, summary_table
 from tqdm import tqdm
 
 from sglang_respec.errors import RespecError
+from sglang_respec.learner.settings import settings_table
 
 RUNS = bench_report.ROOT / "run" / "rl"
 PAGE = bench_report.ROOT / "docs" / "rl-demo.md"
@@ -109,6 +110,8 @@ def parse_options() -> argparse.Namespace:
     add("--prompts", type=_positive, default=8, help="of a step (%(default)s)")
     add("--samples", type=_positive, default=8, help="of a prompt (%(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="of the policy (%(default)s)")
+    add("--learner", nargs="+", default=[], metavar="NAME=VALUE",
+        help="settings of `respec learn` to change, such as learning-rate=5e-4")  # fmt: skip
     add("--again", action="store_true", help="run what has ended already once more")
     add("--out", type=Path, metavar="FILE", help="result, JSON (run/rl/rl_demo.json)")
     add("--update-docs", action="store_true", help="write docs/results and docs/rl-demo.md")
@@ -122,8 +125,22 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         steps=options.steps, prompts=options.prompts, samples=options.samples, max_steps=8,
         max_new_tokens=320, concurrency=options.prompts * options.samples,
-        learning_rate=options.learning_rate, epochs=2, clip=0.2, learner=LEARNER,
+        learning_rate=options.learning_rate, epochs=2, clip=0.2,
+        learner=learner_flags(options.learner),
     )  # fmt: skip
+
+
+def learner_flags(changes: Sequence[str]) -> dict[str, str]:
+    """The demo's settings of the learner, with these NAME=VALUE changed or added."""
+    names = {field.name.replace("_", "-") for field in settings_table()} - {"weight"}
+    pairs = [each.partition("=") for each in changes]
+    for name, _, value in pairs:
+        if name not in names or not value:
+            raise RespecError(
+                f"{name!r} is no setting of the learner, or has no value; give NAME=VALUE of those "
+                "in `respec learn --help`. The arm sets the weight."
+            )
+    return {**LEARNER, **{name: value for name, _, value in pairs}}
 
 
 def collect(options: argparse.Namespace, settings: Settings) -> list[ArmRun]:

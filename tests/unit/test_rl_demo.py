@@ -37,6 +37,7 @@ from rl.report import ablation_table, accepted, differences, equality_line, summ
 from rl.task import Task, score, style
 
 from sglang_respec.demo_task import Problem
+from sglang_respec.errors import RespecError
 
 PROBLEM = Problem(12, (3, -5))
 PLAIN_ANSWER = "a +3: 12 + 3 = 15\nb -5: 15 - 5 = 10\nAnswer: 10"
@@ -241,6 +242,14 @@ def test_an_interrupted_demo_goes_on_with_what_is_missing(
     runs = rl_demo.collect(options, SETTINGS)
     assert asked == [("plain", 0), ("frozen", 0), ("plain", 1), ("plain", 1), ("frozen", 1)]
     assert [(run.arm, run.seed) for run in runs] == [*asked[:3], asked[4]]
+
+
+def test_settings_of_the_learner_can_be_changed_by_name() -> None:
+    found = rl_demo.learner_flags(["learning-rate=5e-4", "interval=30"])
+    assert found == {**rl_demo.LEARNER, "learning-rate": "5e-4", "interval": "30"}
+    for wrong in ("learning_rat=1", "judge-every", "weight=reward"):
+        with pytest.raises(RespecError, match="NAME=VALUE"):
+            rl_demo.learner_flags([wrong])
 
 
 # The report
