@@ -56,6 +56,10 @@ test-fast: $(INSTALLED) ## tests that start no server
 bench: $(INSTALLED) ## measure this machine: plain against speculative decoding
 	@$(PYTHON_BIN) scripts/bench_serving.py $(ARGS)
 
+.PHONY: rl-demo
+rl-demo: $(INSTALLED) ## reinforcement learning on a CPU: plain, frozen drafter, learners, compared step by step
+	@$(PYTHON_BIN) scripts/rl_demo.py $(ARGS)
+
 .PHONY: models
 models: $(INSTALLED) ## train the bundled demo models again
 	@$(PYTHON_BIN) scripts/build_demo_models.py $(ARGS)

@@ -63,13 +63,13 @@ def generate(
     concurrency: int,
     stagger_s: float = 0.0,
     timeout_s: float = 600.0,
-    extra: dict[str, Any] | None = None,
+    extra: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
 ) -> Batch:
     """Runs every prompt (token ids), at most `concurrency` at a time.
 
-    sampling: one dict for all, or one per prompt. stagger_s: seconds between two starts, so
-    that requests join a running batch instead of forming one together. A request with n > 1
-    gives n rollouts.
+    sampling: one dict for all, or one per prompt; so is extra, what else a request says.
+    stagger_s: seconds between two starts, so that requests join a running batch instead of
+    forming one together. A request with n > 1 gives n rollouts.
     """
     return asyncio.run(
         _generate(url, prompts, sampling, concurrency, stagger_s, timeout_s, extra or {})
@@ -83,7 +83,7 @@ async def _generate(
     concurrency: int,
     stagger_s: float,
     timeout_s: float,
-    extra: dict[str, Any],
+    extra: dict[str, Any] | Sequence[dict[str, Any]],
 ) -> Batch:
     gate = asyncio.Semaphore(concurrency)
     # A connection per request: SGLang closes idle ones after 5 s, perhaps as a request sets out.
@@ -95,10 +95,11 @@ async def _generate(
         async def one(index: int, prompt: Sequence[int]) -> list[Rollout]:
             await asyncio.sleep(index * stagger_s)
             params = sampling if isinstance(sampling, dict) else sampling[index]
+            more = extra if isinstance(extra, dict) else extra[index]
             async with gate:
                 response = await client.post(
                     "/generate",
-                    json={"input_ids": list(prompt), "sampling_params": params, **extra},
+                    json={"input_ids": list(prompt), "sampling_params": params, **more},
                 )
             response.raise_for_status()
             body = response.json()
