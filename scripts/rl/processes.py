@@ -162,7 +162,8 @@ def _server_flags(arm: Arm, settings: Settings, learner_url: str | None) -> list
     flags = [*demo_flags(), "--dtype", "float32", "--respec-portable-threads", "1"]
     flags += ["--max-running-requests", str(settings.concurrency)]
     if arm.speculates:
-        flags += ["--drafter-path", str(demo_models()[1])]
+        # One shape throughout, so that accepted lengths of two steps compare.
+        flags += ["--drafter-path", str(demo_models()[1]), "--respec-policy", "always"]
     if learner_url is not None:
         flags += ["--respec-samples-to", learner_url]
     return flags

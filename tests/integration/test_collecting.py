@@ -224,9 +224,13 @@ def test_versions_and_counters(
 
 
 def test_a_learner_learns_from_a_server(
-    server: ServerProcess, learner: Learner, prompts: list[list[int]], tmp_path: Path
+    collecting: Callable[[str], ServerProcess],
+    learner: Learner,
+    prompts: list[list[int]],
+    tmp_path: Path,
 ) -> None:
     """Rollouts to `respec learn`, its drafter back to the server, which then accepts more."""
+    server = collecting("tree")  # one shape throughout, so that accepted lengths compare
     folder = _damaged_drafter(tmp_path / "damaged")
     _push(server, folder)
     damaged = _serving(server)
