@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_respec.errors import RespecError, did_you_mean
+from sglang_respec.learner.collect_checks import check_samples
 from sglang_respec.policies import PolicyChoice, parse_configs
 
 CONFIG_ENV = "SGLANG_RESPEC_CONFIG"
@@ -184,9 +185,41 @@ class RespecConfig:
         minimum=1,
     )
 
+    samples_to: str = _knob(
+        "",
+        "where finished rollouts go, with hidden states and log-probabilities, for `respec learn`: "
+        "its address (http://HOST:30900) or a folder that both see; empty collects nothing",
+    )
+    samples_key: str = _knob("", "the --admin-key of the learner at that address, if it has one")
+    samples_fraction: float = _knob(
+        1.0, "share of the requests that is collected, chosen by their ids", minimum=0
+    )
+    samples_mb_per_s: float = _knob(
+        50.0,
+        "the most that is collected and sent on average; 0 sets no limit",
+        unit="MB per second",
+        minimum=0,
+    )
+    samples_max_tokens: int = _knob(
+        4096,
+        "longer rollouts are cut there, and longer prompts left out",
+        unit="tokens",
+        minimum=2,
+    )
+    samples_top_k: int = _knob(
+        64, "target log-probabilities kept per token; the rest is one number", minimum=1
+    )
+    samples_buffer_mb: int = _knob(
+        512,
+        "the most that may wait in host memory, or in the folder; the oldest are dropped",
+        unit="MB",
+        minimum=1,
+    )
+
     def __post_init__(self) -> None:
         for knob in knobs():
             knob.check(getattr(self, knob.name))
+        check_samples(self.samples_to, self.samples_fraction, self.samples_top_k)
         PolicyChoice.parse(self.policy)
         parse_configs(self.configs)
 

@@ -31,6 +31,7 @@ from sglang_respec.config import (
 )
 from sglang_respec.drafter.fit import check_drafter_fits
 from sglang_respec.errors import RespecError
+from sglang_respec.learner.collect_checks import refuse_collecting
 from sglang_respec.policy_checks import refuse_policy
 from sglang_respec.refusals import refuse_unsupported
 
@@ -143,6 +144,7 @@ def preflight(launch: Launch, environ: Mapping[str, str]) -> None:
         return
     refuse_unsupported(launch.options, environ)
     refuse_policy(launch.options, launch.config)
+    refuse_collecting(launch.options, launch.config.samples_to)
     if launch.drafter and launch.target:
         check_drafter_fits(launch.target, launch.drafter)
 

@@ -5,6 +5,7 @@ the installed sources for these names without importing them, so a renamed one f
 milliseconds, before a server does in minutes.
 """
 
+from sglang_respec.upstream.collecting_names import COLLECTING_NAMES
 from sglang_respec.upstream.contract_table import UpstreamName
 from sglang_respec.upstream.drafter_names import DRAFTER_NAMES
 from sglang_respec.upstream.planned_names import PLANNED_NAMES
@@ -240,4 +241,5 @@ UPSTREAM_NAMES = (
     *SAMPLING_NAMES,
     *DRAFTER_NAMES,
     *PLANNED_NAMES,
+    *COLLECTING_NAMES,
 )

@@ -28,7 +28,7 @@ from sglang_respec.upstream.drafter_ipc import (
     DrafterVerdictReqOutput,
 )
 from sglang_respec.upstream.drafter_schema import drafter_schema, live_drafter
-from sglang_respec.upstream.drafter_spans import RespecOutputStreamer, mark_swap
+from sglang_respec.upstream.drafter_spans import mark_swap
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class DrafterControl:
         )
         if answer["status"] == "committed":
             scheduler.output_streamer.drafter_version = answer["version"]
-            scheduler.draft_worker.drafter_swapped()
+            scheduler.draft_worker.drafter_swapped(answer["version"])
             logger.info("respec: drafter version %d serves (%s).", answer["version"],
                         request.label or request.origin)  # fmt: skip
         return answer
@@ -209,4 +209,4 @@ def _vote(readiness: int, complaint: str) -> tuple[int, str]:
 
 def streamer_with_spans(_: type, scheduler: Any) -> type | None:
     """Where there is a drafter, responses say which version served them."""
-    return RespecOutputStreamer if _has_drafter(scheduler) else None
+    return scheduler.draft_worker.streamer_class() if _has_drafter(scheduler) else None

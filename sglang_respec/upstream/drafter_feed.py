@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sglang_respec.upstream.drafter_spans import RespecOutputStreamer
+
 
 class DrafterFeed:
     """Mixin of the worker."""
@@ -15,5 +17,12 @@ class DrafterFeed:
         if self.drafter_feed is not None:
             self.drafter_feed(num_correct_drafts_per_req, shape)
 
-    def drafter_swapped(self) -> None:
-        """The drafter's weights changed, or changed back, between two steps."""
+    def drafter_swapped(self, version: int) -> None:
+        """The drafter's weights changed, or changed back, between two steps; this one serves."""
+
+    def policy_updated(self) -> None:
+        """New weights of the target were taken, or the first of several that come in one go."""
+
+    def streamer_class(self) -> type[RespecOutputStreamer]:
+        """What sends this server's answers."""
+        return RespecOutputStreamer

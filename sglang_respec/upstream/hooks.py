@@ -7,12 +7,25 @@ apply there always, since stock SGLang could not serve at all without them.
 
 from typing import Any
 
+from sglang_respec.config import load_config
 from sglang_respec.upstream.drafter_hooks import DRAFTER_HOOKS
 from sglang_respec.upstream.hook_table import Hook
 from sglang_respec.upstream.portable.hooks import PORTABLE_HOOKS
 from sglang_respec.upstream.sampling.hooks import SAMPLING_HOOKS
 
 SPEC_TREE = "sglang.kernels.ops.speculative.spec_tree"
+
+
+def _worker() -> Any:
+    """The class that the settings ask for: one that collects is used where rollouts go somewhere,
+    so that the others pay nothing."""
+    if load_config().samples_to:
+        from sglang_respec.upstream.collecting import CollectingWorker
+
+        return CollectingWorker
+    from sglang_respec.upstream.worker import RespecWorker
+
+    return RespecWorker
 
 
 def _build_tree() -> Any:
@@ -55,7 +68,7 @@ RESPEC_HOOKS = (
         name="worker",
         target="sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2",
         kind="replace",
-        replacement="sglang_respec.upstream.worker:RespecWorker",
+        replacement=_worker,
         symptom="a new algorithm name loses branches on ('EAGLE', 'EAGLE3') all over SGLang",
         cause="CustomSpecAlgo lacks methods that the scheduler calls unconditionally",
         remove_when="SGLang lets a plugin subclass the worker of a built-in algorithm",

@@ -68,6 +68,7 @@ def guarded_update(path: str) -> Callable[..., Any]:
     """Around one of SGLang's four updates: an exception becomes its answer, on every rank."""
 
     def update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+        begun = manager._session is not None and manager._session.loaded_weights
         with _target_only():
             try:
                 answer = original(manager, request)
@@ -76,9 +77,17 @@ def guarded_update(path: str) -> Callable[..., Any]:
                 answer = ANSWERS[path](success=False, message=_sentence(error))
                 if path in ENDS_IN_BARRIER:
                     torch.distributed.barrier(group=manager.tp_cpu_group)
-        return _agreed(answer, manager.tp_cpu_group)
+        answer = _agreed(answer, manager.tp_cpu_group)
+        # What comes in pieces within one session is one policy.
+        if answer.success and not begun and _changes_the_target(manager, request):
+            manager.draft_worker.policy_updated()
+        return answer
 
     return update
+
+
+def _changes_the_target(manager: Any, request: Any) -> bool:
+    return _drafter_is_separate(manager) and getattr(request, "selector", "all") != "draft"
 
 
 def begin_session(original: Callable[..., Any], manager: Any, request: Any) -> Any:

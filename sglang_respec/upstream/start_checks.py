@@ -7,6 +7,7 @@ from typing import Any
 from sglang_respec.config import load_config
 from sglang_respec.drafter.fit import check_drafter_fits
 from sglang_respec.errors import RespecError
+from sglang_respec.learner.collect_checks import refuse_collecting
 from sglang_respec.plugin import needs_portable
 from sglang_respec.policy_checks import refuse_policy
 from sglang_respec.refusals import options_of, refuse_unsupported
@@ -22,6 +23,7 @@ def refuse_bad_start(server_args: Any, *_: Any, **__: Any) -> None:
         require_hooks()  # all plugins have run by now
         refuse_unsupported(options_of(server_args), os.environ)
         refuse_policy(options_of(server_args), load_config())
+        refuse_collecting(options_of(server_args), load_config().samples_to)
         _refuse_paged_trees(server_args)
         drafter = server_args.speculative_draft_model_path
         if drafter and server_args.speculative_algorithm == "EAGLE3":

@@ -43,6 +43,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
     planning: Planning | None = None  # None: SGLang's adaptive mode decides
     states: RuntimeStates
+    captures_plain_steps = False  # hidden states of plain steps, tap or not
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,7 +132,8 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if tap is not None and self.settings.tap_overflow == "catch_up":
             self._catch_up(batch, np.flatnonzero(tap.full(slots)))
         positions = batch.seq_lens
-        capture = CaptureHiddenMode.NULL if tap is None else CaptureHiddenMode.FULL
+        captured = tap is not None or self.captures_plain_steps
+        capture = CaptureHiddenMode.FULL if captured else CaptureHiddenMode.NULL
         result = decode_plainly(batch, self.target_worker, capture, on_publish, grammar_barrier)
         tokens = result.next_token_ids.to(torch.int64).clamp(min=0)  # -1 marks a failed request
         if tap is not None:
@@ -203,7 +205,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         if not config.is_plain:
             self.feed_drafter(num_correct_drafts_per_req, str(config))
 
-    def drafter_swapped(self) -> None:
+    def drafter_swapped(self, version: int) -> None:
         if self.planning is not None:
             self.planning.drafter_swapped()
 
