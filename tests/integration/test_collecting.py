@@ -230,7 +230,7 @@ def test_a_learner_learns_from_a_server(
     tmp_path: Path,
 ) -> None:
     """Rollouts to `respec learn`, its drafter back to the server, which then accepts more."""
-    server = collecting("tree")  # one shape throughout, so that accepted lengths compare
+    server = collecting("tree")  # one shape, so that accepted lengths can be compared
     folder = _damaged_drafter(tmp_path / "damaged")
     _push(server, folder)
     damaged = _serving(server)
@@ -254,7 +254,7 @@ def test_a_learner_learns_from_a_server(
         assert _serving(server) > damaged, (tmp_path / "log").read_text()
         last = _batch(server, prompts, 0)
         assert last.token_lists == first.token_lists
-        assert last.accepted_length > first.accepted_length + 0.3
+        assert last.accepted_length > first.accepted_length + 0.1
     finally:
         learning.send_signal(signal.SIGTERM)
         assert learning.wait(WAIT_S) == 0

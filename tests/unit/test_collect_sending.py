@@ -16,7 +16,7 @@ from respec_server.learn_receiver import Door, make_app
 from sglang_respec.learner.chunk import encode_chunk, read_chunk
 from sglang_respec.learner.collect import Collector, Part, StepRows
 from sglang_respec.learner.collect_channels import open_channel
-from sglang_respec.learner.collect_choice import Chooser
+from sglang_respec.learner.collect_choice import BURST_S, Chooser
 from sglang_respec.learner.collect_outbox import (
     CHUNK_BYTES,
     Channel,
@@ -142,7 +142,7 @@ def test_the_oldest_make_room_and_the_one_in_hand_is_older(tmp_path):
 
 def test_chunks_are_of_one_size_and_hold_no_id_twice(tmp_path):
     outbox, channel = Outbox(8 * CHUNK_BYTES), Scripted()
-    sizes = {"large": CHUNK_BYTES * 2, "a": CHUNK_BYTES * 2 // 5, "b": CHUNK_BYTES * 2 // 5}
+    sizes = {"large": CHUNK_BYTES * 2, "a": CHUNK_BYTES // 5, "b": CHUNK_BYTES // 5}
     for name, size in sizes.items():
         outbox.add(sample(name, size), 0.0)
     outbox.add(sample("a", sizes["a"]), 0.0)
@@ -186,9 +186,16 @@ def test_through_the_learners_door_and_into_a_folder(tmp_path):
 class Server:
     """What a worker does with a collector."""
 
-    def __init__(self, budget: int = 1 << 20, max_tokens: int = 100, started: bool = True) -> None:
+    def __init__(
+        self,
+        budget: int = 1 << 20,
+        max_tokens: int = 100,
+        started: bool = True,
+        chooser: Chooser | None = None,
+    ) -> None:
         self.outbox = Outbox(budget)
-        self.collector = Collector(ROWS, Chooser(1.0, 0, 1, 0.0), self.outbox, max_tokens)
+        chooser = chooser or Chooser(1.0, 0, 1, 0.0)
+        self.collector = Collector(ROWS, chooser, self.outbox, max_tokens)
         if started:
             self.collector.start()
 
@@ -234,12 +241,15 @@ def test_prompts_that_fill_the_room_are_left_out():
 
 
 def test_a_request_that_is_let_go_of_is_counted_and_gives_its_room_back():
-    server = Server()
+    rate, now = 1.0, time.monotonic()
+    server = Server(chooser=Chooser(1.0, rate, int(rate * BURST_S), now))
     server.step(aborted := server.enter("aborted"), 0, 3, 0, 1)
     until(lambda: server.collector.under_way_bytes > 0)
+    assert server.collector.enter("no room", 3, 0, 1.0) is None
     del aborted
     until(lambda: server.outbox.counters().get("unfinished") == 1)
     assert server.collector.under_way_bytes == 0
+    assert server.enter("room again")
 
 
 def test_a_missing_row_is_counted():
@@ -267,6 +277,7 @@ def test_rows_that_pile_up_are_dropped_and_spoil_their_rollouts():
     rollout = server.enter("a")
     for i in range(100):
         server.step(rollout, 3 + i, 1, 1 + i, 1)
+    assert rollout.dropped, "before anybody looked at the rows"
     server.collector.start()
     server.collector.ended(rollout, Finish(range(104), 0, 0))
     counts = server.counts()
