@@ -27,6 +27,7 @@ KINDS = {
     "synthetic": "made up, for tests",
 }
 STAGES = ("plain", "verify", "draft_step", "extend")
+SHOWN_DIFFERENCES = 2  # a sentence that is read to its end
 REMEDY = "make a new one with `respec profile`"
 
 
@@ -123,8 +124,11 @@ class Profile:
         """Refuse a profile of another model, machine, layout or version."""
         differences = self.key.differences(key)
         if differences:
+            shown = ", ".join(differences[:SHOWN_DIFFERENCES])
+            others = len(differences) - SHOWN_DIFFERENCES
+            more = f" ({others} more differ)" if others > 0 else ""
             raise RespecError(
-                f"The profile {os.fspath(path)} was made for {', '.join(differences)}; {REMEDY}."
+                f"The profile {os.fspath(path)} was made for {shown}{more}; {REMEDY}."
             )
 
     def to_json(self) -> str:
