@@ -41,7 +41,7 @@ check: $(INSTALLED) ## lint, format, types and contract tests (seconds)
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/pytest -q tests/contract --ignore=$(SLOW_CONTRACT)
 
-# One worker holds the servers, the other runs everything else beside it.
+# See tests/conftest.py for what runs where; in the order of collection, servers come first.
 WORKERS := -n 2 --no-loadscope-reorder
 
 .PHONY: test

@@ -29,16 +29,21 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Under xdist, one worker holds all real servers and the others run the rest beside it.
+    """Under xdist, tests that share real servers run on one worker.
 
     xdist's own groups (3.8) are not seen by pytest 9.2, whose node ids cannot be rewritten.
     """
-    return ServersOnOneWorker(config, log)
+    return SharedServersStayTogether(config, log)
 
 
-class ServersOnOneWorker(LoadScopeScheduling):
-    """Hands out whole files, and the folder of tests with servers as if it were one file."""
+class SharedServersStayTogether(LoadScopeScheduling):
+    """Hands out whole files, and the folder of tests with servers in two halves.
+
+    Neighbours share servers; two halves, so that both cores of a small machine have work.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "servers" if file.startswith("tests/integration/") else file
+        if not file.startswith("tests/integration/"):
+            return file
+        return "servers 1" if file < "tests/integration/test_p" else "servers 2"
