@@ -37,10 +37,15 @@ def post(port: int, path: str, **body: object) -> httpx.Response:
     return httpx.post(f"http://127.0.0.1:{port}{path}", timeout=30, trust_env=False, **body)
 
 
+def get(port: int, path: str) -> httpx.Response:
+    """With patience: a learner that imports beside a full test run answers late."""
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=60, trust_env=False)
+
+
 def wait_for_door(port: int, alive) -> None:
     while alive():
         try:
-            httpx.get(f"http://127.0.0.1:{port}/status", trust_env=False)
+            get(port, "/status")
         except httpx.TransportError:
             time.sleep(0.05)
         else:
@@ -105,7 +110,7 @@ def test_the_bundled_pair_from_rollouts_over_http_to_a_push(
             assert post(port, "/rewards", json={"rewards": rewards[12:]}).status_code == 202
             while thread.is_alive() and not server.bodies:
                 time.sleep(0.05)
-            status = httpx.get(f"http://127.0.0.1:{port}/status", trust_env=False).json()
+            status = get(port, "/status").json()
         finally:
             stop.set()
             thread.join()
@@ -218,12 +223,12 @@ def test_it_waits_for_a_server_that_is_not_there_yet(toy_folder: Path) -> None:
     learner = LearnProcess(toy_folder, server, door)
     try:
         wait_for_door(door, learner.alive)
-        status = httpx.get(f"http://127.0.0.1:{door}/status", trust_env=False).json()
+        status = get(door, "/status").json()
         assert status == {"state": "starting"}
         with recording_server(port):
             while learner.alive() and status["state"] == "starting":
                 time.sleep(0.05)
-                status = httpx.get(f"http://127.0.0.1:{door}/status", trust_env=False).json()
+                status = get(door, "/status").json()
             assert status["state"] == "learning"
     finally:
         assert learner.end(signal.SIGTERM) == 0
