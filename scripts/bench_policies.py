@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,13 @@ from typing import Any
 import bench_policies_report as report
 import bench_report
 import httpx
+from bench_command import (
+    choose,
+    describe_models,
+    measure_and_show,
+    positive,
+    use_demo_settings,
+)
 from bench_policies_report import AUTO, PLAIN, SGLANG, Measurement
 from bench_servers import Pool, ServerSpec, default_alive, speculation
 from bench_serving_run import Prompts, progress_bar, warm_up
@@ -34,7 +40,7 @@ from rollouts import Batch, generate
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from sglang_respec.config import CONFIG_ENV, RespecConfig, load_config
+from sglang_respec.config import load_config
 from sglang_respec.core import SpeculationConfig
 from sglang_respec.errors import RespecError
 
@@ -54,40 +60,13 @@ examples:
 
 
 def main() -> int:
-    """Measure, check, write, print."""
-    # Told to end, end in order: the servers are children of ours and must not outlive us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    options = parse_options()
-    try:
-        if options.source:
-            path, result = options.source, bench_report.read_json(options.source)
-        else:
-            path = options.out or default_out(options.quick)
-            result = run(options)
-            bench_report.write_json(path, result)
-        publish(path, result, options.update_readme)
-    except RespecError as error:
-        sys.stderr.write(f"bench_policies: {error}\n")
-        return 1
-    except httpx.HTTPError as error:
-        sys.stderr.write(f"bench_policies: a server lost a request ({error!r}); logs: {LOGS}\n")
-        return 1
-    return 0
-
-
-def publish(path: Path, result: dict[str, Any], readme: Path | None) -> None:
-    image = path.with_suffix(".png")
-    report.plot(image, result)
-    print("\n" + report.section(result, None) + f"\n\n{path}\n{image}")
-    if readme:
-        report.update_readme(readme, result, image)
-        print(readme)
+    return measure_and_show(parse_options(), run, report, "policies", LOGS)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    use_demo_settings(options)
+    use_demo_settings(options, LOGS)
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
-    specs = choose(servers(options), options.only)
+    specs = choose(servers(options), options.only, PLAIN)
     alive = min(options.alive or default_alive(), len(specs))
     console = Console()
     console.print(f"{len(specs)} servers, {alive} at a time; logs in {LOGS}", soft_wrap=True)
@@ -268,49 +247,14 @@ def servers(options: argparse.Namespace) -> list[ServerSpec]:
     ]
 
 
-def choose(specs: Sequence[ServerSpec], only: Sequence[str]) -> list[ServerSpec]:
-    """The policies whose names contain one of these texts, and plain decoding."""
-    for text in only:
-        if not any(text in each.name for each in specs):
-            names = ", ".join(each.name for each in specs)
-            raise RespecError(f"No policy's name contains {text!r}; there are {names}.")
-    return [
-        each
-        for each in specs
-        if not only or each.name == PLAIN or any(text in each.name for text in only)
-    ]
-
-
-def use_demo_settings(options: argparse.Namespace) -> None:
-    """On a CPU the bundled models are served as the demo serves them: on one torch thread."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    if options.model_path or cuda_devices()[0] or os.environ.get(CONFIG_ENV):
-        return
-    settings = LOGS / "respec.toml"
-    settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
-    os.environ[CONFIG_ENV] = str(settings)
-
-
-def describe_models(options: argparse.Namespace) -> str:
-    if options.model_path:
-        return f"{Path(options.model_path).name} with {Path(options.drafter_path).name}"
-    return "the bundled models" + ("" if cuda_devices()[0] else " in float32")
-
-
-def default_out(quick: bool) -> Path:
-    """A trial is no result, so it goes where git does not look."""
-    path = bench_report.result_path("policies")
-    return LOGS / path.name if quick else path
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--requests", type=_positive, help="sent at once (64)")
-    add("--rounds", type=_positive, help="measurements of each policy (5)")
-    add("--max-new-tokens", type=_positive, help="longest answer (640)")
+    add("--requests", type=positive, help="sent at once (64)")
+    add("--rounds", type=positive, help="measurements of each policy (5)")
+    add("--max-new-tokens", type=positive, help="longest answer (640)")
     add("--temperature", type=float, default=1.0, help="of the requests, whose seeds are fixed (1)")
     add("--shapes", type=_shapes, default=SHAPES, metavar="S,K,N; ...", help=f"({SHAPES})")
     add("--profile", type=Path, metavar="FILE", help="the step times of the policy auto")
@@ -319,7 +263,7 @@ def parse_options() -> argparse.Namespace:
     add("--model-path", metavar="MODEL", help="another target than the bundled one")
     add("--drafter-path", metavar="DRAFTER", help="its EAGLE-3 drafter")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
-    add("--alive", type=_positive, help="servers that run beside each other (as memory allows)")
+    add("--alive", type=positive, help="servers that run beside each other (as memory allows)")
     add("--out", type=Path, help="the result's file (docs/results/policies_<cpu or gpu>.json)")
     add("--from", dest="source", type=Path, metavar="FILE", help="measure nothing, show this file")
     add(
@@ -344,13 +288,6 @@ def _shapes(text: str) -> tuple[SpeculationConfig, ...]:
         return tuple(SpeculationConfig.parse(part) for part in text.split(";"))
     except RespecError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 if __name__ == "__main__":

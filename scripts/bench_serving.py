@@ -12,18 +12,21 @@ Writes docs/results/serving_<cpu or gpu>.json, a plot beside it, and prints the 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import bench_report
 import bench_serving_report as report
-import httpx
+from bench_command import (
+    choose,
+    describe_models,
+    measure_and_show,
+    positive,
+    use_demo_settings,
+)
 from bench_servers import Pool, ServerSpec, default_alive, speculation
 from bench_serving_report import BASELINE
 from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, visiting_order
@@ -31,8 +34,7 @@ from rich.console import Console
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from sglang_respec.config import CONFIG_ENV, RespecConfig, load_config
-from sglang_respec.errors import RespecError
+from sglang_respec.config import load_config
 
 LOGS = bench_report.ROOT / "run" / "bench_serving"
 SHAPES = {"respec (3,1,4)": (3, 1, 4), "respec (5,1,6)": (5, 1, 6), "respec (5,4,16)": (5, 4, 16)}
@@ -55,41 +57,13 @@ of each server.
 
 
 def main() -> int:
-    """Check, measure, write, print."""
-    # Told to end, end in order: the servers are children of ours and must not outlive us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    options = parse_options()
-    try:
-        if options.source:
-            path, result = options.source, bench_report.read_json(options.source)
-        else:
-            path = options.out or default_out(options.quick)
-            result = run(options)
-            bench_report.write_json(path, result)
-        publish(path, result, options.update_readme)
-    except RespecError as error:
-        sys.stderr.write(f"bench_serving: {error}\n")
-        return 1
-    except httpx.HTTPError as error:
-        sys.stderr.write(f"bench_serving: a server lost a request ({error!r}); logs: {LOGS}\n")
-        return 1
-    return 0
-
-
-def publish(path: Path, result: dict[str, Any], readme: Path | None) -> None:
-    image = path.with_suffix(".png")
-    report.plot(image, result)
-    print("\n" + report.section(result, None) + "\n")
-    print(f"{path}\n{image}")
-    if readme:
-        report.update_readme(readme, result, image)
-        print(readme)
+    return measure_and_show(parse_options(), run, report, "serving", LOGS)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    use_demo_settings(options)
+    use_demo_settings(options, LOGS)
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
-    specs = choose(all_servers(options), options.only)
+    specs = choose(all_servers(options), options.only, BASELINE)
     load = make_load(options)
     judged = [spec for spec in specs if spec.name in GOALS]
     exact = not options.report_differences
@@ -125,23 +99,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def use_demo_settings(options: argparse.Namespace) -> None:
-    """On a CPU the bundled models are served as the demo serves them: on one torch thread."""
-    if options.model_path or cuda_devices()[0] or os.environ.get(CONFIG_ENV):
-        return
-    LOGS.mkdir(parents=True, exist_ok=True)
-    settings = LOGS / "respec.toml"
-    settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
-    os.environ[CONFIG_ENV] = str(settings)
-
-
-def describe_models(options: argparse.Namespace) -> str:
-    if options.model_path:
-        drafter = Path(options.drafter_path).name if options.drafter_path else "no drafter"
-        return f"{Path(options.model_path).name} with {drafter}"
-    return "the bundled models" + ("" if cuda_devices()[0] else " in float32")
-
-
 def all_servers(options: argparse.Namespace) -> list[ServerSpec]:
     on_cpu = cuda_devices()[0] == 0
     target = str(options.model_path or demo_models()[0])
@@ -167,19 +124,6 @@ def all_servers(options: argparse.Namespace) -> list[ServerSpec]:
     return servers
 
 
-def choose(servers: Sequence[ServerSpec], only: Sequence[str]) -> list[ServerSpec]:
-    """The servers whose names contain one of these texts, and the baseline."""
-    for text in only:
-        if not any(text in each.name for each in servers):
-            names = ", ".join(repr(each.name) for each in servers)
-            raise RespecError(f"No server's name contains {text!r}; there are {names}.")
-    return [
-        each
-        for each in servers
-        if not only or each.name == BASELINE or any(text in each.name for text in only)
-    ]
-
-
 def make_load(options: argparse.Namespace) -> Load:
     quick = options.quick
     requests = {
@@ -197,27 +141,21 @@ def make_load(options: argparse.Namespace) -> Load:
     )
 
 
-def default_out(quick: bool) -> Path:
-    """A trial is no result, so it goes where git does not look."""
-    path = bench_report.result_path("serving")
-    return LOGS / path.name if quick else path
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--batches", type=_numbers, metavar="N,N", help="requests kept running (1,4,16,64)")
-    add("--rounds", type=_positive, help="measurements of each server and batch (3)")
-    add("--requests-per-batch", type=_positive, help="requests of one load (2*batch, 8 to 64)")
-    add("--max-new-tokens", type=_positive, help="longest answer (256)")
+    add("--rounds", type=positive, help="measurements of each server and batch (3)")
+    add("--requests-per-batch", type=positive, help="requests of one load (2*batch, 8 to 64)")
+    add("--max-new-tokens", type=positive, help="longest answer (256)")
     add("--only", action="append", default=[], metavar="NAME", help="part of a server's name")
     add("--quick", action="store_true", help="a tiny trial: batches 1,4, one round, 32 tokens")
     add("--model-path", metavar="MODEL", help="another target than the bundled one")
     add("--drafter-path", metavar="DRAFTER", help="its EAGLE-3 drafter")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
-    add("--alive", type=_positive, help="servers that run beside each other (as memory allows)")
+    add("--alive", type=positive, help="servers that run beside each other (as memory allows)")
     add(
         "--report-differences",
         action="store_true",
@@ -241,14 +179,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(each) for each in text.split(","))
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+    return tuple(positive(each) for each in text.split(","))
 
 
 if __name__ == "__main__":

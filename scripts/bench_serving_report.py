@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_command import measurements_of
 from bench_report import (
     Bars,
     Spread,
@@ -16,8 +17,6 @@ from bench_report import (
     paired_ratios,
     plot_grouped_bars,
 )
-
-from sglang_respec.errors import RespecError
 
 BASELINE = "stock plain"
 # Stock in greys, the extension in blues; a server not named here takes the last colour.
@@ -58,13 +57,7 @@ class Measurement:
 
 def read_measurements(result: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of a result file."""
-    try:
-        return [
-            Measurement(**{name: each[name] for name in Measurement.__dataclass_fields__})
-            for each in result["measurements"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise RespecError(f"This is no result of bench_serving.py ({error}); give one.") from error
+    return measurements_of(Measurement, result, "bench_serving.py")
 
 
 @dataclass(frozen=True)

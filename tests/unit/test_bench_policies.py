@@ -131,6 +131,9 @@ def test_the_server_of_each_policy():
 
 def test_choosing():
     specs = bench_policies.servers(options())
-    assert [each.name for each in bench_policies.choose(specs, ["auto"])] == ["plain", "auto"]
+    assert [each.name for each in bench_policies.choose(specs, ["auto"], "plain")] == [
+        "plain",
+        "auto",
+    ]
     with pytest.raises(RespecError, match="nobody"):
-        bench_policies.choose(specs, ["nobody"])
+        bench_policies.choose(specs, ["nobody"], "plain")

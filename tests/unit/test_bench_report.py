@@ -269,10 +269,10 @@ def test_a_gate_that_only_counts_lets_differences_through():
 
 def test_only_keeps_the_baseline():
     servers = [ServerSpec(name, False, ()) for name in (BASELINE, "respec (3,1,4)", RESPEC)]
-    chosen = bench_serving.choose(servers, ["(5,1,6)"])
+    chosen = bench_serving.choose(servers, ["(5,1,6)"], BASELINE)
     assert [each.name for each in chosen] == [BASELINE, RESPEC]
     with pytest.raises(RespecError, match="No server's name contains 'nobody'"):
-        bench_serving.choose(servers, ["nobody"])
+        bench_serving.choose(servers, ["nobody"], BASELINE)
 
 
 def test_requests_grow_with_the_batch():
