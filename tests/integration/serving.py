@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+import pytest
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
@@ -22,6 +23,11 @@ LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Three at most: plain, a chain and a tree; each holds a gigabyte and a half.
 ALIVE = 3
+
+# A rank needs a device of its own; without GPUs, a core. One GPU beside many cores is one device.
+two_devices = pytest.mark.skipif(
+    cuda_devices()[0] == 1 or (os.cpu_count() or 1) < 2, reason="two ranks need two devices"
+)
 
 
 def single_threaded() -> dict[str, str]:

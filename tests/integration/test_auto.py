@@ -1,16 +1,14 @@
 """The policy auto: step times measured at the start, kept for the next, the same on every rank."""
 
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from rollouts import generate
-from serving import Servers, speculation
+from serving import Servers, speculation, two_devices
 from step_log import StepLogFile
 
-from respec_server.device import cuda_devices
 from respec_server.process import ServerFailed, ServerProcess
 from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.planner import Profile
@@ -148,9 +146,7 @@ def test_a_file_of_another_model_stops_the_server(
     assert "Traceback" not in str(failed.value)
 
 
-@pytest.mark.skipif(
-    cuda_devices()[0] == 1 or (os.cpu_count() or 1) < 2, reason="two ranks need two devices"
-)
+@two_devices
 def test_two_ranks_decide_alike(
     servers: Servers, tmp_path: Path, prompts: list[list[int]], plain_tokens: Tokens
 ) -> None:

@@ -1,12 +1,8 @@
 """Other ways to run the same model: bfloat16, two ranks, pages."""
 
-import os
-
 import pytest
 from rollouts import generate
-from serving import Servers, speculation
-
-from respec_server.device import cuda_devices
+from serving import Servers, speculation, two_devices
 
 pytestmark = pytest.mark.server
 
@@ -36,9 +32,7 @@ def test_pages_of_sixteen_tokens(
     assert all(tokens % 16 == 0 for tokens in cached), "whole pages are shared"
 
 
-@pytest.mark.skipif(
-    cuda_devices()[0] == 1 or (os.cpu_count() or 1) < 2, reason="two ranks need two devices"
-)
+@two_devices
 def test_two_ranks(servers: Servers, prompts: list[list[int]], expected: Tokens) -> None:
     """Tensor parallelism over gloo: every rank drafts, verifies and commits the same."""
     server = servers.get(*CHAIN, "--tp-size", "2", environ={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"})

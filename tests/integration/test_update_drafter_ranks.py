@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,18 +11,12 @@ import psutil
 import pytest
 from drafter_files import degraded, trained
 from rollouts import generate
-from serving import Servers, scheduler_processes, speculation
+from serving import Servers, scheduler_processes, speculation, two_devices
 
 from respec_server.bundled import demo_models
-from respec_server.device import cuda_devices
 from respec_server.process import ServerProcess, free_port
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(
-        cuda_devices()[0] == 1 or (os.cpu_count() or 1) < 2, reason="two ranks need two devices"
-    ),
-]
+pytestmark = [pytest.mark.server, two_devices]
 
 RANKS = 2
 GREEDY = {"temperature": 0.0, "max_new_tokens": 48, "ignore_eos": True}
