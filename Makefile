@@ -41,8 +41,9 @@ check: $(INSTALLED) ## lint, format, types and contract tests (seconds)
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/pytest -q tests/contract --ignore=$(SLOW_CONTRACT)
 
-# See tests/conftest.py for what runs where; in the order of collection, servers come first.
-WORKERS := -n 2 --no-loadscope-reorder
+# Three for two cores: tests with servers wait much. See tests/conftest.py for what runs where; in
+# the order of collection, servers come first.
+WORKERS := -n 3 --no-loadscope-reorder
 
 .PHONY: test
 test: check ## everything: check, then all tests, real servers included

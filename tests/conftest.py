@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 class SharedServersStayTogether(LoadScopeScheduling):
     """Hands out whole files, and the folder of tests with servers in two halves.
 
-    Neighbours share servers; two halves, so that both cores of a small machine have work.
+    Neighbours share servers; two halves, each on a worker, beside a third with the other tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:

@@ -164,7 +164,7 @@ class Learner:
     def _judge(self, held_out: list[Any]) -> Judgement:
         started = time.monotonic()
         serving = self._measure(self._baseline.drafter, held_out)
-        candidate = self._measure(self._baseline.rounded(self._trainer.drafter), held_out)
+        candidate = self._measure(self._baseline.rounded(self._trainer.averaged), held_out)
         judgement = Judgement(
             self._trainer.step, len(held_out), serving, candidate,
             self._baseline.reference(serving.length),
@@ -209,7 +209,7 @@ class Learner:
     def _checkpoint(self) -> Checkpoint:
         pushing = self._publisher.in_flight
         return self._store.save(
-            self._trainer.drafter, self._trainer.state_tensors(), step=self._trainer.step,
+            self._trainer.averaged, self._trainer.state_tensors(), step=self._trainer.step,
             base_version=self._baseline.serving.version,
             serving_sha256=self._baseline.serving.sha256,
             reference_length=self._baseline.reference_length,

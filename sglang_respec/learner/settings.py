@@ -52,6 +52,10 @@ class LearnerSettings:
     warmup_steps: int = _setting(20, "linear warm-up", unit="updates", least=0)
     weight_decay: float = _setting(0.0, "AdamW's, of matrices", least=0)
     clip_norm: float = _setting(0.5, "largest norm of the gradient")
+    average: float = _setting(
+        0.9, "weights judged and pushed are a running average that keeps so much at each update; "
+        "0: those of the last update", least=0, below=1,
+    )  # fmt: skip
     reuse: float = _setting(2.0, "how often a collected token is learned from on average")
     least_tokens: int = _setting(4096, "train no sooner than with so many tokens", unit="tokens")
     # Judging and publishing
@@ -104,6 +108,7 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     # Where no least is given, 0 is excluded: of integers the least is 1.
     number: Any = value
     enough = number > 0 if least is None else number >= least
-    if not enough or number == float("inf"):
+    if not enough or number >= meta.get("below", float("inf")):
         wanted = "more than 0" if least is None else f"{least} or more"
+        wanted += f" and less than {meta['below']}" if "below" in meta else ""
         raise RespecError(f"{field.name} must be {wanted}, got {value!r}.")

@@ -1,5 +1,13 @@
-"""One update of the drafter, and what has to be kept to go on from there."""
+"""One update of the drafter, and what has to be kept to go on from there.
 
+A constant learning rate keeps weights moving about their optimum, and a drafter that is good
+already loses acceptance by that alone. So what is judged and pushed is a running average of them
+(Polyak and Juditsky 1992, with the exponential weights of Adam's own moments):
+
+    average <- average * keep + weights * (1 - keep)
+"""
+
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,10 +48,14 @@ def on_device(drafter: Eagle3Drafter, name: str) -> Eagle3Drafter:
 
 
 class Trainer:
-    """A drafter in float32 and its AdamW. Used by one thread."""
+    """A drafter in float32 and its AdamW. Used by one thread.
+
+    ``drafter`` is trained, ``averaged`` is what may serve.
+    """
 
     def __init__(self, drafter: Eagle3Drafter, settings: LearnerSettings) -> None:
         self.drafter = drafter
+        self.averaged = copy.deepcopy(drafter).requires_grad_(False)
         self.step = 0
         self._settings = settings
         matrices = [p for p in drafter.parameters() if p.ndim == 2]
@@ -67,6 +79,7 @@ class Trainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate()
             self._optimizer.step()
+            self._average()
         self._optimizer.zero_grad()
         return StepFigures(
             self.step, loss, objective.kl.tolist(), objective.acceptance.tolist(),
@@ -74,10 +87,11 @@ class Trainer:
         )  # fmt: skip
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Parameters in float32 and the optimiser's moments, by name."""
+        """Parameters in float32, their averages and the optimiser's moments, by name."""
         tensors = {}
         for name, parameter in self.drafter.named_parameters():
             tensors[f"param.{name}"] = parameter.detach()
+            tensors[f"average.{name}"] = self.averaged.get_parameter(name)
             for kind, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"{kind}.{name}"] = value.detach().float()
         return {name: each.cpu().contiguous() for name, each in tensors.items()}
@@ -87,6 +101,7 @@ class Trainer:
         """Go on from :meth:`state_tensors`. Raises `KeyError` for those of another drafter."""
         for name, parameter in self.drafter.named_parameters():
             parameter.copy_(tensors[f"param.{name}"])
+            self.averaged.get_parameter(name).copy_(tensors[f"average.{name}"])
             kinds = ("step", "exp_avg", "exp_avg_sq")
             moments = {k: tensors[f"{k}.{name}"] for k in kinds if f"{k}.{name}" in tensors}
             if moments:
@@ -96,6 +111,11 @@ class Trainer:
                     for k, value in moments.items()
                 }
         self.step = step
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, parameter in self.drafter.named_parameters():
+            self.averaged.get_parameter(name).lerp_(parameter, 1 - self._settings.average)
 
     def _rate(self) -> float:
         warmup = self._settings.warmup_steps

@@ -1,5 +1,6 @@
 """Checkpoints, the publisher and the HTTP sink: conditional, idempotent, one at a time."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -60,6 +61,22 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         resumed.update(list(windows(markov_rollout(1), 64)))
     for name, tensor in straight.drafter.state_dict().items():
         assert torch.equal(tensor, resumed.drafter.state_dict()[name]), name
+    for name, tensor in straight.averaged.state_dict().items():
+        assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
+def test_what_may_serve_is_the_running_average_of_what_was_trained(keep: float) -> None:
+    settings = dataclasses.replace(SETTINGS, average=keep)
+    trainer = Trainer(make_drafter(), settings)
+    expected = {name: each.double() for name, each in trainer.drafter.named_parameters()}
+    for _ in range(5):
+        trainer.update(list(windows(markov_rollout(1), 64)))
+        for name, parameter in trainer.drafter.named_parameters():
+            expected[name] = expected[name] * keep + parameter.double() * (1 - keep)
+    for name, parameter in trainer.averaged.named_parameters():
+        assert torch.allclose(parameter.double(), expected[name], rtol=1e-5, atol=1e-7), name
+        assert torch.equal(parameter, trainer.drafter.get_parameter(name)) == (keep == 0), name
 
 
 def test_a_checkpoint_is_a_drafter_and_its_hash_that_of_the_push(tmp_path: Path) -> None:
