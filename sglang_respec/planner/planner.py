@@ -78,7 +78,7 @@ class Planner:
         self._running = 0
         self._reason = "first"
         self._decisions = 0
-        self._probe_rounds = 0
+        self._probe_looks = 0  # requests that the probe which runs has yet to look at
         self._probe_tokens = 0
         self._stay = _Stay(settings.first_dwell_steps)
         self._last = BatchStats(1, self.cost.contexts[0], (1, 0, 0))
@@ -94,8 +94,8 @@ class Planner:
             options.append(_Option(index, estimate.accepted / seconds, seconds, estimate))
         self._stay.step()
         self._probe_tokens = 0
-        if self._probe_rounds > 0 and self._still_open(options, place):
-            self._probe_rounds -= 1
+        if self._probe_looks > 0 and self._still_open(options, place):
+            self._probe_looks -= stats.batch_size
         else:
             self._choose(options, place, stats)
             self._running = self._chosen
@@ -119,7 +119,7 @@ class Planner:
     def on_drafter_push(self) -> None:
         """The old drafter's ranks become a guess, unsure enough to ask for a probe."""
         self.acceptance.forget()
-        self._probe_rounds = 0
+        self._probe_looks = 0
 
     def table(self) -> dict[str, Any]:
         """Configurations against batch sizes, at the last batch's context and temperatures."""
@@ -201,7 +201,7 @@ class Planner:
             if worth > most:
                 most, rounds = worth, longer
         self._running, self._reason = probed.index, "probe"
-        self._probe_rounds = rounds - 1
+        self._probe_looks = (rounds - 1) * stats.batch_size
 
     def _worth_at_most(
         self, option: _Option, chosen: _Option, place: Place, rounds: int, change_s: float
@@ -270,9 +270,20 @@ class Planner:
         return False
 
     def _still_open(self, options: list[_Option], place: Place) -> bool:
-        """Whether the probe that runs may still turn the choice."""
+        """Whether the probe that runs may still turn the choice.
+
+        It may not once either of the two is surely better. Nor where a third is surely better than
+        both: that one is to run.
+        """
         option, chosen = options[self._running], options[self._chosen]
-        return chosen.rate - option.rate < 2.0 * self._difference_error(option, chosen, place)
+        apart = abs(chosen.rate - option.rate)
+        if apart > 2.0 * self._difference_error(option, chosen, place):
+            return False
+        best = max(options, key=lambda option: option.rate)
+        if best is option or best is chosen:
+            return True
+        ahead = best.rate - max(option.rate, chosen.rate)
+        return ahead < 2.0 * self._difference_error(best, option, place)
 
     def _taught(
         self, option: _Option, chosen: _Option, place: Place, rounds: int, looks: int

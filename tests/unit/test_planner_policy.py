@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from planner_cases import CHAIN, LONG, TREE, chain_ranks, grid, profile, record, stats
@@ -12,6 +12,7 @@ from planner_cases import CHAIN, LONG, TREE, chain_ranks, grid, profile, record,
 from sglang_respec.core import PLAIN, PLAN_REASONS, RankCounts, SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner import Always, Fuzz, Planner, make_policy
+from sglang_respec.planner.contest import load_profile
 from sglang_respec.planner.planner import FIRST_ROUNDS, MAX_CONFIGS
 
 CONFIGS = (CHAIN, LONG, TREE)
@@ -218,3 +219,27 @@ def test_fuzz_visits_all_and_repeats_by_seed():
     assert not any(plan.probe_tokens for plan in plans[0] if not plan.config.is_plain)
     with pytest.raises(RespecError):
         Fuzz(CONFIGS, mean_rounds=0.5)
+
+
+@pytest.mark.parametrize("first_batch", [1, 4, 64])
+@pytest.mark.parametrize("probability", [0.9, 0.95, 0.99])
+def test_a_probe_ends_when_its_question_is_answered(first_batch, probability):
+    """Begun with one request, where a look takes many rounds, and answered by a full batch: the
+    other configurations must not wait for the rounds that are left."""
+    table = load_profile("cpu_demo_pair")
+    configs = [SpeculationConfig(*each) for each in ((5, 4, 16), (5, 1, 6), (3, 1, 4), (1, 1, 2))]
+    planner = Planner(table, configs)
+    serve(planner, 12, probability, batch=first_batch)
+    plans = serve(planner, 100, probability, batch=64)
+    in_a_row = [len(list(group)) for probing, group in groupby(plans, _probes) if probing]
+    assert max(in_a_row, default=0) <= 16
+    speeds = {
+        config: sum(probability**d for d in range(config.num_steps + 1))
+        / table.round_seconds(config, 64, 1000.0)
+        for config in (PLAIN, *configs)
+    }
+    assert speeds[mostly(plans[-50:])] > 0.97 * max(speeds.values())
+
+
+def _probes(plan):
+    return plan.reason == "probe"
