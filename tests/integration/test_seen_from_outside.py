@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -222,11 +223,21 @@ def test_a_policy_with_step_times(
     assert state["steps_by_reason"]["first"] == 4
 
 
-def test_sglangs_own_adaptive_mode(servers: Servers, prompts: list[list[int]]) -> None:
-    flags = ["--speculative-adaptive", "--respec-policy", "sglang-adaptive"]
-    server = servers.get(*speculation(3, 1, 4), *flags)
+def test_sglangs_own_adaptive_mode(
+    servers: Servers, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Its 0 steps among the others: a crowd gets none, single requests get some."""
+    rule = tmp_path / "rule.json"
+    rule.write_text('{"1": {"candidate_steps": [1, 3]}, "4": {"candidate_steps": [0]}}')
+    flags = ["--speculative-adaptive", "--speculative-adaptive-config", str(rule)]
+    server = servers.get(*speculation(3, 1, 4), *flags, "--respec-policy", "sglang-adaptive")
     batch = generate(server.url, prompts[:8], GREEDY, concurrency=8)
+    alone = generate(server.url, prompts[:2], GREEDY, concurrency=1)
+    assert alone.token_lists == batch.token_lists[:2]
     state = get(server, "/respec/state")
+    ran = {each["config"] for each in state["configs"] if each["steps"]}
+    assert len(ran) > 1
+    assert PLAIN in ran
     assert sum(each["time_share"] for each in state["configs"]) == pytest.approx(1.0)
     assert sum(each["requests"] for each in state["configs"]) >= sum(
         each.verifies for each in batch.rollouts

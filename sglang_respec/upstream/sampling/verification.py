@@ -37,7 +37,7 @@ def verify(
     predicts, accept_index, accepted, logprobs, failed = chosen_kernel("verify_sampled_tree")(
         logits,
         verify_input.positions,
-        verify_input.draft_token.view(-1, nodes),
+        drafted(verify_input),
         verify_input.retrieve_index,
         verify_input.retrieve_next_token,
         verify_input.retrieve_next_sibling,
@@ -53,10 +53,16 @@ def verify(
     return _marked(predicts, accept_index, accepted, failed), accepted + 1, accept_index
 
 
+def drafted(verify_input: Any) -> torch.Tensor:  # [B, n] int64
+    """The tokens of the nodes. SGLang's own 0 steps hand on the last verify's, which are int32."""
+    tokens: torch.Tensor = verify_input.draft_token.view(-1, verify_input.draft_token_num)
+    return tokens.long()
+
+
 def _penalise(logits: torch.Tensor, table: RequestTable, verify_input: Any, batch: Any) -> None:
     nodes = verify_input.draft_token_num
     paths = path_tokens(
-        verify_input.draft_token.view(-1, nodes),
+        drafted(verify_input),
         verify_input.retrieve_next_token,
         verify_input.retrieve_next_sibling,
         max_depth=verify_input.max_tree_depth - 1,
