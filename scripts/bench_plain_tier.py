@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     load = Load(
         batches=options.batches,
         rounds=options.rounds,
-        requests={size: max(options.least_requests, size) for size in options.batches},
+        # Each place of a batch is taken twice, so that requests join and leave while others run.
+        requests={size: max(options.least_requests, 2 * size) for size in options.batches},
         max_new_tokens=options.max_new_tokens,
         gate_prompts=16,
         accepted_prompts=0,
