@@ -141,3 +141,6 @@ def check_rows(
         temperature = case.parameters[case.owner(row)].temperature
         bound = logprob_bound(case.logits[row], temperature, logprob)
         assert abs(got - logprob) <= bound, f"logprob of row {row}: {got}, not {logprob}"
+    bare, none = sample_rows(**arguments, scored=False)
+    assert bare.tolist() == tokens.tolist()
+    assert none.shape == (0,)

@@ -50,6 +50,7 @@ def sample_rows(
     *,
     filtered: bool,
     greedy: bool = False,
+    scored: bool = True,
     live: torch.Tensor | None = None,
     tokens: torch.Tensor | None = None,
     logprobs: torch.Tensor | None = None,
@@ -60,6 +61,7 @@ def sample_rows(
         filtered: whether any row has a top-k (other than greedy and all), a top-p or a min-p.
             False takes the one-pass path; top_ps and min_ps are then not read.
         greedy: a promise that all rows are greedy (top_k = 1): no noise is computed.
+        scored: False where nobody reads the logprobs: the second output is then of no length.
         live: ``[M]`` i64, the rows to visit; entries below 0 are skipped. None: all rows.
         tokens: ``[R or M]`` i64 buffer for the first output, for CUDA graphs.
         logprobs: ``[R or M]`` f32 buffer for the second.
@@ -78,7 +80,7 @@ def sample_rows(
     device = logits.device
     tokens = torch.empty(outputs, dtype=torch.int64, device=device) if tokens is None else tokens
     if logprobs is None:
-        logprobs = torch.empty(outputs, dtype=torch.float32, device=device)
+        logprobs = torch.empty(outputs if scored else 0, dtype=torch.float32, device=device)
     states = None if greedy else seed_states(seeds)
     step = max(1, CELLS // logits.shape[1])
     for start in range(0, outputs, step):
@@ -98,13 +100,19 @@ def sample_rows(
                 may = allowed(scaled, row_top_ks, of_rows(top_ps, owners), of_rows(min_ps, owners))
                 scores.masked_fill_(may.logical_not_(), -torch.inf)
             chosen = scores.argmax(1, keepdim=True)
-        # NaN for the whole row exactly when the row is unusable.
-        chances = scaled.log_softmax(1).gather(1, chosen)
+        if scored:
+            # NaN for the whole row exactly when the row is unusable.
+            chances = scaled.log_softmax(1).gather(1, chosen)
+            unusable = chances.isnan()
+        else:
+            largest = scaled.gather(1, chosen) if greedy else scaled.amax(1, keepdim=True)
+            unusable = largest.isfinite().logical_not_()
         if live is not None:
-            chances.masked_fill_(live[part, None] < 0, torch.nan)
-        chosen.masked_fill_(chances.isnan(), -1)
+            unusable |= live[part, None] < 0
+        chosen.masked_fill_(unusable, -1)
         tokens[part] = chosen[:, 0]
-        logprobs[part] = chances[:, 0]
+        if scored:
+            logprobs[part] = chances.masked_fill_(unusable, torch.nan)[:, 0]
     return tokens, logprobs
 
 

@@ -277,6 +277,7 @@ def sample_rows(
     *,
     filtered: bool,
     greedy: bool = False,
+    scored: bool = True,
     live: torch.Tensor | None = None,
     tokens: torch.Tensor | None = None,
     logprobs: torch.Tensor | None = None,
@@ -287,6 +288,8 @@ def sample_rows(
         filtered: whether any row has a top-k (other than greedy and all), a top-p or a min-p.
             False takes the one-pass path; top_ps and min_ps are then not read.
         greedy: a promise that all rows are greedy (top_k = 1): no filter is looked at.
+        scored: False where nobody reads the logprobs: the second output is then of no length. They
+            fall out of the one read of the row, so this saves nothing here.
         live: ``[M]`` i64, the rows to visit; entries below 0 are skipped. None: all rows.
         tokens: ``[R or M]`` i64 buffer for the first output, for CUDA graphs.
         logprobs: ``[R or M]`` f32 buffer for the second.
@@ -313,7 +316,7 @@ def sample_rows(
             logits, positions, requests, per_request, temperatures, top_ks, top_ps, min_ps, seeds,
             filtered and not greedy, live, tokens, logprobs,
         )  # fmt: skip
-    return tokens, logprobs
+    return tokens, logprobs if scored else logprobs[:0]
 
 
 def launch(

@@ -69,6 +69,9 @@ def assign_req_to_token_pool_func(
     """
     first, last = start_offset.numpy(), end_offset.numpy()
     lens = last - first
+    if out_cache_loc.shape[0] == batch_size and (lens == 1).all():  # as after plain steps
+        req_to_token.numpy()[req_pool_indices.numpy(), first] = out_cache_loc.numpy()
+        return
     request: NDArray[np.int64] = np.repeat(req_pool_indices.numpy(), lens)
     column = np.repeat(first - (np.cumsum(lens) - lens), lens) + np.arange(request.size)
     req_to_token.numpy()[request, column] = out_cache_loc.numpy()[: request.size]

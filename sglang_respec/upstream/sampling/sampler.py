@@ -49,7 +49,9 @@ class RespecSampler(Sampler):
             return tokens
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
         parameters = SamplingParameters.of(sampling_info)
-        tokens, logprobs = chosen_kernel("sample_rows")(logits, positions, None, **vars(parameters))
+        tokens, logprobs = chosen_kernel("sample_rows")(
+            logits, positions, None, **vars(parameters), scored=return_logprob
+        )
         if return_logprob:
             result = LogprobResult(token_logprobs=logprobs)
             asked = any(top_logprobs_nums) or any(ids is not None for ids in token_ids_logprobs)
