@@ -177,7 +177,7 @@ class RespecConfig:
         "folder where pushed files lie until they are staged; empty takes the system's",
     )
     drafter_core_percent: int = _knob(
-        50,
+        25,
         "how much of one core receiving, checking and staging a push may each take beside serving; "
         "100 lets them work without rests",
         unit="%",

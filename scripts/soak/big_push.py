@@ -68,7 +68,7 @@ def run() -> dict[str, Any]:
             *("--device", "cpu", "--max-total-tokens", "2048", "--respec-portable-threads", "1"),
             *("--speculative-num-steps", "1", "--speculative-eagle-topk", "1"),
             *("--speculative-num-draft-tokens", "2", "--respec-drafter-versions", "2"),
-            *("--respec-policy", "always"),
+            *("--respec-policy", "always", "--enable-metrics"),
         ]
         with ServerProcess(flags, ready_timeout_s=600) as server:
             return _measure(server, [each / "model.safetensors" for each in drafters])
@@ -104,6 +104,7 @@ def _measure(server: ServerProcess, files: list[Path]) -> dict[str, Any]:
         "phases_ms_median": phases,
         "pause_ms": spread([each["phases"]["commit_ms"] for each in answers]),
         "probe_s": {path: spread(times) for path, times in seen.probe_s.items()},
+        "failed_probes": seen.failed_probes[:20],
         "footprint": {"before the rounds": before, "after them": footprint(server)},
         "memory_mb": {"before": idle_mb, "peak during pushes": peak.megabytes,
                       "after": _memory_mb(server)},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SHARE = 0.5  # of one core
+SHARE = 0.25  # of one core
 PIECE_BYTES = 4 << 20  # a few milliseconds of reading, hashing or comparing
 
 
