@@ -88,6 +88,7 @@ def servers(options: argparse.Namespace, log: Path) -> list[ServerSpec]:
     common: tuple[str, ...] = ("--model-path", target, "--dtype", "float32")
     common += ("--max-running-requests", str(options.concurrency))
     common += ("--chunked-prefill-size", "64", "--max-total-tokens", "2600")
+    common += ("--schedule-conservativeness", "0.1")  # admits more than the pool can hold
     fuzz = ("--respec-policy", f"fuzz:{options.seed}", "--respec-configs", OTHERS)
     tap = ("--respec-tap-window", "64", "--respec-plain-prefill", "tap")
     switching = (*common, *speculation(drafter, *OWN), *fuzz, *tap, "--respec-step-log", str(log))
