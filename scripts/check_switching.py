@@ -87,7 +87,7 @@ def servers(options: argparse.Namespace, log: Path) -> list[ServerSpec]:
     target, drafter = map(str, demo_models())
     common: tuple[str, ...] = ("--model-path", target, "--dtype", "float32")
     common += ("--max-running-requests", str(options.concurrency))
-    common += ("--chunked-prefill-size", "64", "--max-total-tokens", "2600")
+    common += ("--chunked-prefill-size", "64", "--max-total-tokens", "1100")
     common += ("--schedule-conservativeness", "0.1")  # admits more than the pool can hold
     fuzz = ("--respec-policy", f"fuzz:{options.seed}", "--respec-configs", OTHERS)
     tap = ("--respec-tap-window", "64", "--respec-plain-prefill", "tap")
