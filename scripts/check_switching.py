@@ -4,7 +4,7 @@
 
 Half of the requests are greedy, half are sampled at temperature 1, each with its seed. Lengths
 are random, requests join while others run, some are aborted, and the KV pool is too small for
-all, so that some are retracted. The policy `fuzz` changes every few steps between plain decoding,
+all, so that they wait for each other. The policy `fuzz` changes every few steps between plain decoding,
 chains and a tree; prefills leave the drafter behind. In float32 a single different token makes
 the command fail.
 
@@ -88,7 +88,7 @@ def servers(options: argparse.Namespace, log: Path) -> list[ServerSpec]:
     common: tuple[str, ...] = ("--model-path", target, "--dtype", "float32")
     common += ("--max-running-requests", str(options.concurrency))
     common += ("--chunked-prefill-size", "64", "--max-total-tokens", "1100")
-    common += ("--schedule-conservativeness", "0.1")  # admits more than the pool can hold
+    common += ("--schedule-conservativeness", "0.1")
     fuzz = ("--respec-policy", f"fuzz:{options.seed}", "--respec-configs", OTHERS)
     tap = ("--respec-tap-window", "64", "--respec-plain-prefill", "tap")
     switching = (*common, *speculation(drafter, *OWN), *fuzz, *tap, "--respec-step-log", str(log))
