@@ -4,9 +4,9 @@
 
 Half of the requests are greedy, half are sampled at temperature 1, each with its seed. Lengths
 are random, requests join while others run, some are aborted, and the KV pool is too small for
-all, so that they wait for each other. The policy `fuzz` changes every few steps between plain decoding,
-chains and a tree; prefills leave the drafter behind. In float32 a single different token makes
-the command fail.
+all, so that they wait for each other. The policy `fuzz` changes every few steps between plain
+decoding, chains and a tree; prefills leave the drafter behind. In float32 a single different token
+makes the command fail.
 
 Writes docs/results/switching_<cpu or gpu>.json.
 """
