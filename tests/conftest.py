@@ -37,13 +37,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class SharedServersStayTogether(LoadScopeScheduling):
-    """Hands out whole files, and the folder of tests with servers in two halves.
+    """Hands out whole files, and the folder of tests with servers in three parts.
 
-    Neighbours share servers; two halves, each on a worker, beside a third with the other tests.
+    Neighbours share servers; each part on a worker, which goes on with the other tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         if not file.startswith("tests/integration/"):
             return file
-        return "servers 1" if file < "tests/integration/test_p" else "servers 2"
+        later = sum(file >= f"tests/integration/{first}" for first in ("test_p", "test_seen"))
+        return f"servers {1 + later}"
