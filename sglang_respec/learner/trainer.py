@@ -1,7 +1,7 @@
 """One update of the drafter, and what has to be kept to go on from there.
 
 A constant learning rate keeps weights moving about their optimum, and a drafter that is good
-already loses acceptance by that alone. So what is judged and pushed is a running average of them
+already can lose acceptance by that. So what is judged and pushed is a running average of them
 (Polyak and Juditsky 1992, with the exponential weights of Adam's own moments):
 
     average <- average * keep + weights * (1 - keep)

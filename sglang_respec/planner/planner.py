@@ -279,7 +279,7 @@ class Planner:
         apart = abs(chosen.rate - option.rate)
         if apart > 2.0 * self._difference_error(option, chosen, place):
             return False
-        best = max(options, key=lambda option: option.rate)
+        best = max(options, key=lambda each: each.rate)
         if best is option or best is chosen:
             return True
         ahead = best.rate - max(option.rate, chosen.rate)
