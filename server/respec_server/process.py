@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from sglang_respec.errors import RespecError
 RESPEC_SERVE = (sys.executable, "-m", "respec_server", "serve")
 READY_TIMEOUT_S = 300.0
 POLL_S = 1.0
+PORTS = (20_000, 32_768)
+PORT_TRIES = 200
 TERMINATE_S = 20.0  # SGLang drains its requests on SIGTERM
 ORPHAN_S = 1.0  # what is left then is an orphan and hears of no shutdown
 KILL_S = 5.0
@@ -32,10 +36,20 @@ class ServerFailed(RespecError):  # noqa: N818 (it is what happened, not a kind 
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now.
+
+    Below those that systems give to outgoing connections (32768 and up on Linux): a server takes
+    half a minute until it binds, and a connection of any process could have the port by then.
+    """
+    draw = random.SystemRandom()  # not the seeded one, which two processes may share
+    for _ in range(PORT_TRIES):
+        port = draw.randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise RespecError(
+        f"No free port was found on {host} from {PORTS[0]} to {PORTS[1] - 1}; name one."
+    )
 
 
 class ServerProcess:
