@@ -29,6 +29,7 @@ from sglang_respec.planner.profile import Profile
 
 PROBE_STRIDE = 4  # whether to probe is asked at every so manieth decision
 FIRST_ROUNDS = 4  # the first rounds are plain: what must not be undercut is measured first
+LEAST_PROBE_ROUNDS = 4  # one round of many requests is one time, and none right after a catch-up
 MAX_CONFIGS = 8  # besides PLAIN: what CUDA graphs allow and a decision can look at
 
 
@@ -181,7 +182,8 @@ class Planner:
         for as many steps as the choice is expected to last.
         """
         chosen = options[self._chosen]
-        rounds = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
+        least = math.ceil(PROBE_OBSERVATIONS / stats.batch_size)
+        rounds = max(LEAST_PROBE_ROUNDS, least)
         change_s = self._change_seconds(chosen, options[-1], stats)  # all but PLAIN cost the same
         most, probed = 0.0, None
         for option in options:
@@ -196,7 +198,7 @@ class Planner:
             return
         if probed is None:
             return
-        for longer in (rounds * 4, rounds * 16):  # one long look, where it pays, is one change
+        for longer in (4 * least, 16 * least):  # one long look, where it pays, is one change
             worth = self._probe_worth(probed, chosen, place, stats, longer, change_s)
             if worth > most:
                 most, rounds = worth, longer

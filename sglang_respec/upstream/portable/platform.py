@@ -14,6 +14,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from sglang_respec.config import load_config
+from sglang_respec.upstream.portable.heap import keep_freed_memory
 from sglang_respec.upstream.portable.index_ops import speculative_cache_locs
 
 PORTABLE_BACKEND_NAME = "portable"
@@ -79,3 +80,4 @@ class PortablePlatform(CpuDeviceMixin, SRTPlatform):
         cores = len(os.sched_getaffinity(0))
         threads = load_config().portable_threads or cores // get_parallel().tp_size
         torch.set_num_threads(max(1, threads))
+        keep_freed_memory()  # not before: what loading took and freed goes back
