@@ -109,6 +109,8 @@ def parse_options() -> argparse.Namespace:
     add("--steps", type=_positive, default=14, help="of the policy (%(default)s)")
     add("--prompts", type=_positive, default=8, help="of a step (%(default)s)")
     add("--samples", type=_positive, default=8, help="of a prompt (%(default)s)")
+    add("--concurrency", type=_positive, default=16,
+        help="requests that run at a time (%(default)s)")  # fmt: skip
     add("--learning-rate", type=float, default=3e-4, help="of the policy (%(default)s)")
     add("--learner", nargs="+", default=[], metavar="NAME=VALUE",
         help="settings of `respec learn` to change, such as learning-rate=5e-4")  # fmt: skip
@@ -124,7 +126,7 @@ def parse_options() -> argparse.Namespace:
 def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         steps=options.steps, prompts=options.prompts, samples=options.samples, max_steps=8,
-        max_new_tokens=320, concurrency=options.prompts * options.samples,
+        max_new_tokens=320, concurrency=options.concurrency,
         learning_rate=options.learning_rate, epochs=2, clip=0.2,
         learner=learner_flags(options.learner),
     )  # fmt: skip
