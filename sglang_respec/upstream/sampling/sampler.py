@@ -115,8 +115,11 @@ def sample_with_penalties(
     table = request_table(runner)
     info = forward_batch.sampling_info
     rows = rows_of(info)
+    extends = forward_batch.forward_mode.is_extend()
+    if not extends and not table.penalties.in_use:
+        return original(runner, logits_output, forward_batch)
     slots = forward_batch.req_pool_indices[: logits_output.next_token_logits.shape[0]].long()
-    if forward_batch.forward_mode.is_extend():
+    if extends:
         table.enter(slots, info)
         admission, rows.admission = rows.admission, None
         if admission is not None and (any(rows.penalised) or table.penalties.in_use):
