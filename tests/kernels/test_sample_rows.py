@@ -117,3 +117,14 @@ def test_all_greedy_takes_the_lowest_of_the_largest(sample_rows) -> None:
     case = Rows(logits, [0, 1, 2], [Parameters(0.7, 1, seed=s) for s in range(3)], filtered=False)
     check_rows(sample_rows, case)
     check_rows(partial(sample_rows, greedy=True), case)
+
+
+def test_all_greedy_refuses_what_has_no_softmax(sample_rows) -> None:
+    """A NaN, a +inf, nothing but -inf: -1, and only there."""
+    logits = torch.zeros(5, 50)
+    logits[:, 9] = 1.0
+    logits[1, 3], logits[2, 3] = math.nan, math.inf
+    logits[3], logits[4, 10:] = -math.inf, -math.inf
+    case = Rows(logits, list(range(5)), [Parameters(0.5, 1, seed=s) for s in range(5)])
+    assert [case.expected(row)[0] for row in range(5)] == [9, -1, -1, -1, 9]
+    check_rows(partial(sample_rows, greedy=True), replace(case, filtered=False))
