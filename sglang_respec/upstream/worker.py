@@ -136,9 +136,9 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
 
         plan = self.planning.plan(batch, self._gap_tokens(batch))
         config = plan.config
-        self._set_plain(config == PLAIN)
+        self._set_plain(config.is_plain)
         self.states.activate(config)
-        if config == PLAIN:
+        if config.is_plain:
             return self._decode_plainly(batch, plan.probe_tokens, on_publish, grammar_barrier)
         self._warm_up(batch, np.arange(len(batch.reqs)))
         result = super().forward_batch_generation(batch, *rest)
