@@ -32,7 +32,7 @@ class TappedDraftWorker(RespecDraftWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draft_topk = self.topk
-        self._cold_rows: dict[int, dict[str, torch.Tensor]] = {}  # by batch size, all views of one
+        self._cold_row: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
         """Drafts in the shape in force from the best `draft_topk` of the candidates."""
@@ -124,29 +124,24 @@ class TappedDraftWorker(RespecDraftWorker):
 
         The zeros are there because SGLang filters and merges batches row by row.
         """
+        if self._cold_row is None:
+            width, dtype = get_draft_recurrent_hidden_state_spec(self.draft_runner)
+            device = bonus_tokens.device
+            self._cold_row = (
+                torch.zeros((1, self.topk), dtype=torch.float32, device=device),
+                torch.zeros((1, self.topk), dtype=torch.int64, device=device),
+                torch.zeros((1, width), dtype=dtype, device=device),
+            )
+        topk_p, topk_index, hidden_states = self._cold_row
         batch = bonus_tokens.shape[0]
-        rows = self._cold_rows.get(batch)
-        if rows is None:
-            rows = self._cold_rows[batch] = self._make_cold_rows(batch, bonus_tokens.device)
         return EagleDraftInput(
-            **rows,
+            topk_p=topk_p.expand(batch, -1),
+            topk_index=topk_index.expand(batch, -1),
+            hidden_states=hidden_states.expand(batch, -1),
             bonus_tokens=bonus_tokens,
             num_tokens_per_req=1,
             num_tokens_for_logprob_per_req=1,
         )
-
-    def _make_cold_rows(self, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """Of the width of the first ones: batches are merged, whatever shape is in force."""
-        if self._cold_rows:
-            known = next(iter(self._cold_rows.values()))
-            return {name: each[:1].expand(batch, -1) for name, each in known.items()}
-        width, dtype = get_draft_recurrent_hidden_state_spec(self.draft_runner)
-        zeros = {
-            "topk_p": torch.zeros((1, self.topk), dtype=torch.float32, device=device),
-            "topk_index": torch.zeros((1, self.topk), dtype=torch.int64, device=device),
-            "hidden_states": torch.zeros((1, width), dtype=dtype, device=device),
-        }
-        return {name: each.expand(batch, -1) for name, each in zeros.items()}
 
 
 def _owners(batch: Any) -> list[tuple[str, int]]:

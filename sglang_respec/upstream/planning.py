@@ -31,15 +31,6 @@ from sglang_respec.upstream.step_counts import mark_joined
 SHARED_EVERY = 8  # steps between two times that rank 0 tells the others: a message each
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The batch planned last, so long as its slots are these."""
-
-    slots: torch.Tensor | None
-    classes: Ints  # [B]
-    per_class: tuple[int, int, int]  # requests
-
-
 @dataclass
 class _Launched:
     """A step whose results have not reached the host."""
@@ -79,8 +70,7 @@ class Planning:
         self.on_step: Callable[[], None] | None = None  # told when a step's results are in the book
         self._first_ranks = first_ranks
         self._steps = 0
-        self._classes: Ints = np.zeros(request_slots, dtype=np.int64)  # by slot
-        self._batch = _Batch(None, self._classes[:0], (0, 0, 0))
+        self._classes: Ints = np.zeros(request_slots, dtype=np.int64)
         self._launched: deque[_Launched] = deque()
         self._last_finish = 0.0
         self._follows_step = False
@@ -95,16 +85,16 @@ class Planning:
         self._follows_step = False
         slots = batch.req_pool_indices_cpu.numpy()
         self._classes[slots] = [_class_of(request.sampling_params) for request in batch.reqs]
-        self._batch = replace(self._batch, slots=None)
         self.book.prefills += 1
         mark_joined(batch.reqs, self.book)
 
     def plan(self, batch: Any, gap_tokens: int) -> Plan:
-        classes, per_class = self._classes_of(batch)
+        classes = self._classes[batch.req_pool_indices_cpu.numpy()]
+        greedy, low, high = np.bincount(classes, minlength=len(TEMPERATURE_CLASSES)).tolist()
         stats = BatchStats(
             batch_size=len(batch.reqs),
             mean_context_tokens=_mean_context(batch),
-            requests_per_class=per_class,
+            requests_per_class=(greedy, low, high),
             gap_tokens=gap_tokens,
         )
         started = time.perf_counter_ns()
@@ -114,15 +104,6 @@ class Planning:
         self._launched.append(_Launched(stats, plan, classes, self._follows_step, plain_through))
         self._follows_step = True
         return plan
-
-    def _classes_of(self, batch: Any) -> tuple[Ints, tuple[int, int, int]]:
-        """SGLang makes a new tensor of slots whenever a batch changes, and that is seldom."""
-        slots = batch.req_pool_indices_cpu
-        if slots is not self._batch.slots:
-            classes = self._classes[slots.numpy()]
-            greedy, low, high = np.bincount(classes, minlength=len(TEMPERATURE_CLASSES)).tolist()
-            self._batch = _Batch(slots, classes, (greedy, low, high))
-        return self._batch.classes, self._batch.per_class
 
     @property
     def classes(self) -> Ints:
