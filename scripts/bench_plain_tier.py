@@ -3,8 +3,7 @@
 Four servers of the same target answer the same prompts greedily, in rounds that visit them in a
 rotated order on one machine; a ratio compares two measurements of the same round, and nothing is
 timed before every server's tokens are those of stock plain decoding. Every round starts the
-servers anew: where a process's memory happens to lie makes its forward up to 8 % faster or slower
-for as long as it lives, which no number of rounds with the same processes averages out.
+servers anew, so that what a process keeps for life, such as where its memory lies, is averaged too.
 
   stock plain     SGLang without speculation
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step

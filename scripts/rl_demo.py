@@ -13,8 +13,8 @@ checked at every step. What differs is the accepted length and the speed. docs/r
 what is trained and how to read the result.
 
     make rl-demo                                     # the four arms, one seed
-    make rl-demo ARGS="--seeds 3 --update-docs"      # with spread, into docs/results
-    make rl-demo ARGS="--ablation --seeds 3"         # w(r): none, reward, advantage, length
+    make rl-demo ARGS="--steps 20 --seeds 3 --update-docs"   # into docs/results
+    make rl-demo ARGS="--ablation --steps 20 --seeds 3"      # w(r): none, reward, advantage, length
     make rl-demo ARGS="--arms plain frozen --steps 4"
 
 An interrupted demo goes on with the runs that are missing. Those that ended are in run/rl.

@@ -171,3 +171,9 @@ def test_names_are_all_playable():
         for name in policy_names()
         if name.startswith("always:")
     )
+
+
+def test_one_bad_look_does_not_cost_a_run():
+    """The seed with which a probe of one round misjudged the best configuration for good: 0.86."""
+    (row,) = contest(["gpu_llama8b"], ["rl-tail-64"], ["auto"], [4])
+    assert row["policies"]["auto"]["of_oracle"]["median"] > 0.95
