@@ -32,7 +32,7 @@ class TappedDraftWorker(RespecDraftWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draft_topk = self.topk
-        self._cold_row: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._cold_rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
         """Drafts in the shape in force from the best `draft_topk` of the candidates."""
@@ -122,22 +122,22 @@ class TappedDraftWorker(RespecDraftWorker):
     def cold_input(self, bonus_tokens: torch.Tensor) -> EagleDraftInput:
         """What a step leaves for the next when the drafter did not run: no candidates.
 
-        The zeros are there because SGLang filters and merges batches row by row.
+        The zeros are there because SGLang filters and merges batches row by row; it never writes to
+        them, so that one set serves every step of a batch size.
         """
-        if self._cold_row is None:
+        batch, device = bonus_tokens.shape[0], bonus_tokens.device
+        if self._cold_rows is None or len(self._cold_rows[0]) != batch:
             width, dtype = get_draft_recurrent_hidden_state_spec(self.draft_runner)
-            device = bonus_tokens.device
-            self._cold_row = (
-                torch.zeros((1, self.topk), dtype=torch.float32, device=device),
-                torch.zeros((1, self.topk), dtype=torch.int64, device=device),
-                torch.zeros((1, width), dtype=dtype, device=device),
+            self._cold_rows = (
+                torch.zeros((1, self.topk), dtype=torch.float32, device=device).expand(batch, -1),
+                torch.zeros((1, self.topk), dtype=torch.int64, device=device).expand(batch, -1),
+                torch.zeros((1, width), dtype=dtype, device=device).expand(batch, -1),
             )
-        topk_p, topk_index, hidden_states = self._cold_row
-        batch = bonus_tokens.shape[0]
+        topk_p, topk_index, hidden_states = self._cold_rows
         return EagleDraftInput(
-            topk_p=topk_p.expand(batch, -1),
-            topk_index=topk_index.expand(batch, -1),
-            hidden_states=hidden_states.expand(batch, -1),
+            topk_p=topk_p,
+            topk_index=topk_index,
+            hidden_states=hidden_states,
             bonus_tokens=bonus_tokens,
             num_tokens_per_req=1,
             num_tokens_for_logprob_per_req=1,

@@ -6,8 +6,10 @@ What the scheduler gets back is a verify that accepted nothing: one token per re
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 
@@ -27,11 +29,10 @@ def decode_plainly(
     runner = target_worker.model_runner
     committed = batch.seq_lens
     batch.input_ids = batch.spec_info.bonus_tokens.to(torch.int64)
-    req_to_token = batch.req_to_token_pool.req_to_token
-    batch.out_cache_loc = req_to_token[batch.req_pool_indices, committed].to(torch.int64)
+    batch.out_cache_loc = _slots_after(committed, batch)
     batch.seq_lens = committed + 1
     if batch.seq_lens_cpu is not None:
-        batch.seq_lens_cpu = batch.seq_lens_cpu + 1
+        batch.seq_lens_cpu = batch.seq_lens if committed.is_cpu else batch.seq_lens_cpu + 1
     batch.seq_lens_sum = None  # SGLang sums the lengths again
     batch.spec_info = None
     forward_batch = ForwardBatch.init_new(
@@ -51,11 +52,34 @@ def decode_plainly(
         _one_column(result.logits_output)
 
     result.next_token_ids = tokens
-    result.accept_lens = torch.ones_like(tokens, dtype=torch.int32)
+    result.accept_lens = _ones(len(tokens), tokens.device)
     result.new_seq_lens = batch.seq_lens
     result.speculative_num_draft_tokens = 1
     result.extra_keep_alive_refs = [forward_batch]
     return result
+
+
+def _slots_after(committed: torch.Tensor, batch: Any) -> torch.Tensor:
+    """[B] i64: the slot that each request has reserved after its committed tokens."""
+    req_to_token, requests = batch.req_to_token_pool.req_to_token, batch.req_pool_indices
+    if committed.is_cpu:  # where an operation of PyTorch costs more than the work
+        slots = req_to_token.numpy()[requests.numpy(), committed.numpy()]
+        return torch.from_numpy(slots.astype(np.int64))
+    return req_to_token[requests, committed].to(torch.int64)
+
+
+@lru_cache(maxsize=1024)
+def _ones(count: int, device: torch.device) -> torch.Tensor:
+    """[B] i32, the same tensor for every step of a batch size: nobody writes to it."""
+    return torch.ones(count, dtype=torch.int32, device=device)
+
+
+def embeddable(tokens: torch.Tensor) -> torch.Tensor:
+    """[B] i64: the sampled tokens; 0 in place of a -1, which marks a failed request."""
+    tokens = tokens.to(torch.int64)
+    if tokens.is_cpu and (tokens.numpy() >= 0).all():  # as ever
+        return tokens
+    return tokens.clamp(min=0)
 
 
 def _one_column(logits_output: Any) -> None:

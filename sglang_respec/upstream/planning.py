@@ -71,6 +71,9 @@ class Planning:
         self._first_ranks = first_ranks
         self._steps = 0
         self._classes: Ints = np.zeros(request_slots, dtype=np.int64)
+        self._slots: torch.Tensor | None = None  # of the last batch, and what `_classes_in` found
+        self._of_slots: Ints = self._classes[:0]
+        self._per_class = (0, 0, 0)
         self._launched: deque[_Launched] = deque()
         self._last_finish = 0.0
         self._follows_step = False
@@ -85,16 +88,16 @@ class Planning:
         self._follows_step = False
         slots = batch.req_pool_indices_cpu.numpy()
         self._classes[slots] = [_class_of(request.sampling_params) for request in batch.reqs]
+        self._slots = None
         self.book.prefills += 1
         mark_joined(batch.reqs, self.book)
 
     def plan(self, batch: Any, gap_tokens: int) -> Plan:
-        classes = self._classes[batch.req_pool_indices_cpu.numpy()]
-        greedy, low, high = np.bincount(classes, minlength=len(TEMPERATURE_CLASSES)).tolist()
+        classes, per_class = self._classes_in(batch.req_pool_indices_cpu)
         stats = BatchStats(
             batch_size=len(batch.reqs),
             mean_context_tokens=_mean_context(batch),
-            requests_per_class=(greedy, low, high),
+            requests_per_class=per_class,
             gap_tokens=gap_tokens,
         )
         started = time.perf_counter_ns()
@@ -104,6 +107,16 @@ class Planning:
         self._launched.append(_Launched(stats, plan, classes, self._follows_step, plain_through))
         self._follows_step = True
         return plan
+
+    def _classes_in(self, slots: torch.Tensor) -> tuple[Ints, tuple[int, int, int]]:
+        """[B] temperature classes, and requests per class. SGLang makes a new tensor of slots when
+        the batch changes, so that most steps find the last answer."""
+        if slots is not self._slots:
+            self._slots, self._of_slots = slots, self._classes[slots.numpy()]
+            counts = np.bincount(self._of_slots, minlength=len(TEMPERATURE_CLASSES))
+            greedy, low, high = counts.tolist()
+            self._per_class = greedy, low, high
+        return self._of_slots, self._per_class
 
     @property
     def classes(self) -> Ints:

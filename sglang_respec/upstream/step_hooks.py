@@ -1,4 +1,4 @@
-"""The replacement behind per-request counts of plain steps; part of `hooks.py`."""
+"""Replacements around decode steps: slots, and counts per request; part of `hooks.py`."""
 
 from sglang_respec.upstream.hook_table import Hook
 
@@ -11,5 +11,14 @@ STEP_HOOKS = (
         symptom="a request that was retracted counts the plain steps it had no part in",
         cause="SGLang tells its worker of prefills and steps, and not of retractions",
         remove_when="SGLang counts plain steps of a speculative server itself",
+    ),
+    Hook(
+        name="kv-reserve",
+        target="sglang.srt.speculative.eagle_utils.eagle_prepare_for_decode",
+        kind="around",
+        replacement="sglang_respec.upstream.kv_reserve:reserve_when_short",
+        symptom="a plain step of a speculative server takes longer on the host than one of stock",
+        cause="SGLang allocates slots for two further rounds before every step",
+        remove_when="SGLang reserves slots for several steps at once",
     ),
 )

@@ -1,4 +1,7 @@
-"""The names of SGLang behind what is seen of steps from outside; part of `contract.py`."""
+"""Names of SGLang behind a step: its slots, and what is seen of it from outside.
+
+Part of `contract.py`.
+"""
 
 from sglang_respec.upstream.contract_table import UpstreamName
 
@@ -12,6 +15,19 @@ STEP_NAMES = (
     UpstreamName(
         "sglang.srt.managers.scheduler", "Scheduler.running_batch", None, "how many requests run"
     ),
+    UpstreamName(
+        "sglang.srt.speculative.eagle_utils",
+        "eagle_prepare_for_decode",
+        ("batch",),
+        "left out while slots last",
+    ),
+    UpstreamName(
+        "sglang.srt.mem_cache.allocation_sizing",
+        "get_alloc_len_per_decode",
+        (),
+        "slots that one round may write",
+    ),
+    UpstreamName(_BATCH, "ScheduleBatch.maybe_evict_swa", ("self",), "part of what is left out"),
     UpstreamName(
         _WORKER,
         "EAGLEWorkerV2.activate_step_by_batch",

@@ -27,7 +27,7 @@ from sglang_respec.refusals import options_of
 from sglang_respec.upstream.adaptive import SglangChosen
 from sglang_respec.upstream.auto_start import Preparation
 from sglang_respec.upstream.drafter_feed import DrafterFeed
-from sglang_respec.upstream.plain_tier import decode_plainly
+from sglang_respec.upstream.plain_tier import decode_plainly, embeddable
 from sglang_respec.upstream.planning import Planning
 from sglang_respec.upstream.probe import Guesses, probed_rows
 from sglang_respec.upstream.rank_talk import RankTalk
@@ -166,7 +166,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         captured = tap is not None or self.captures_plain_steps
         capture = CaptureHiddenMode.FULL if captured else CaptureHiddenMode.NULL
         result = decode_plainly(batch, self.target_worker, capture, on_publish, grammar_barrier)
-        tokens = result.next_token_ids.to(torch.int64).clamp(min=0)  # -1 marks a failed request
+        tokens = embeddable(result.next_token_ids)
         if tap is not None:
             hidden = result.logits_output.hidden_states
             tap.write_step(slots, batch.req_pool_indices, positions, hidden, tokens)

@@ -14,6 +14,7 @@ from sglang.srt.layers.sampler import (
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from respec_kernels.reference.allowed import allowed
+from respec_kernels.reference.sample_rows import likeliest
 from sglang_respec.upstream.sampling.parameters import SamplingParameters
 from sglang_respec.upstream.sampling.request_table import request_table
 from sglang_respec.upstream.sampling.rows import rows_of
@@ -22,6 +23,9 @@ from sglang_respec.upstream.tree_ops import chosen_kernel
 
 class RespecSampler(Sampler):
     """Takes the place of `Sampler`; preprocessing and the form of the outputs stay SGLang's."""
+
+    _looked_at: torch.Tensor | None = None  # temperatures of a greedy batch, and what was seen
+    _all_1 = False
 
     def forward(
         self,
@@ -48,10 +52,13 @@ class RespecSampler(Sampler):
             )
             return tokens
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        parameters = SamplingParameters.of(sampling_info)
-        tokens, logprobs = chosen_kernel("sample_rows")(
-            logits, positions, None, **vars(parameters), scored=return_logprob
-        )
+        if sampling_info.is_all_greedy and logits.is_cpu and not return_logprob:
+            tokens = likeliest(logits, self._other_than_1(sampling_info.temperatures))
+        else:
+            parameters = SamplingParameters.of(sampling_info)
+            tokens, logprobs = chosen_kernel("sample_rows")(
+                logits, positions, None, **vars(parameters), scored=return_logprob
+            )
         if return_logprob:
             result = LogprobResult(token_logprobs=logprobs)
             asked = any(top_logprobs_nums) or any(ids is not None for ids in token_ids_logprobs)
@@ -67,8 +74,15 @@ class RespecSampler(Sampler):
             result.write_output_to(logits_output)
         self._sync_token_ids_across_tp(tokens, sampling_info)
         if sampling_info.sampling_mask_batch_indices is not None:
-            self._return_sampling_mask(logits_output, parameters, sampling_info, tokens)
+            self._return_sampling_mask(logits_output, sampling_info, tokens)
         return tokens
+
+    def _other_than_1(self, temperatures: torch.Tensor) -> torch.Tensor | None:
+        """[B] f32, or None where all are 1, as of requests that ask for greedy by a temperature
+        of 0. SGLang makes a new tensor when the batch changes, so few steps look at the numbers."""
+        if temperatures is not self._looked_at:
+            self._looked_at, self._all_1 = temperatures, bool((temperatures == 1).all())
+        return None if self._all_1 else temperatures.view(-1)
 
     def _other_rule_asked(self) -> bool:
         """Modes that round or sample in a way of their own, which SGLang serves as before."""
@@ -77,11 +91,11 @@ class RespecSampler(Sampler):
     def _return_sampling_mask(
         self,
         logits_output: Any,
-        parameters: SamplingParameters,
         sampling_info: Any,
         tokens: torch.Tensor,
     ) -> None:
         """The allowed set of the requests that ask for it, with its probabilities."""
+        parameters = SamplingParameters.of(sampling_info)
         rows = sampling_info.sampling_mask_batch_indices
         scaled = logits_output.next_token_logits[rows].float()
         scaled /= parameters.temperatures[rows, None]
