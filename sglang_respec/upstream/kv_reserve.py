@@ -7,6 +7,7 @@ steps. Never more is reserved than SGLang would have reserved.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_len_per_decode
@@ -15,13 +16,20 @@ from sglang.srt.mem_cache.allocation_sizing import get_alloc_len_per_decode
 def reserve_when_short(original: Callable[[Any], None], batch: Any) -> None:
     """Around `eagle_prepare_for_decode`; batch: SGLang's ScheduleBatch."""
     lengths_unknown = batch.enable_overlap or batch.seq_lens_cpu is None
-    if lengths_unknown or _short(batch.reqs, get_alloc_len_per_decode()):
+    if lengths_unknown or _short(batch.reqs, _round_slots()):
         original(batch)
         return
     # What else SGLang does there, but for penalties, which are counted by this project's table.
     batch.maybe_evict_swa()
     for request in batch.reqs:
         request.decode_batch_idx += 1
+
+
+@cache
+def _round_slots() -> int:
+    """What one round may write after the committed tokens; settled when the server starts."""
+    slots: int = get_alloc_len_per_decode()
+    return slots
 
 
 def _short(requests: list[Any], round_slots: int) -> bool:

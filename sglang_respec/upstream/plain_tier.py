@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 
@@ -29,7 +28,8 @@ def decode_plainly(
     runner = target_worker.model_runner
     committed = batch.seq_lens
     batch.input_ids = batch.spec_info.bonus_tokens.to(torch.int64)
-    batch.out_cache_loc = _slots_after(committed, batch)
+    req_to_token = batch.req_to_token_pool.req_to_token
+    batch.out_cache_loc = req_to_token[batch.req_pool_indices, committed].to(torch.int64)
     batch.seq_lens = committed + 1
     if batch.seq_lens_cpu is not None:
         batch.seq_lens_cpu = batch.seq_lens if committed.is_cpu else batch.seq_lens_cpu + 1
@@ -59,15 +59,6 @@ def decode_plainly(
     return result
 
 
-def _slots_after(committed: torch.Tensor, batch: Any) -> torch.Tensor:
-    """[B] i64: the slot that each request has reserved after its committed tokens."""
-    req_to_token, requests = batch.req_to_token_pool.req_to_token, batch.req_pool_indices
-    if committed.is_cpu:  # where an operation of PyTorch costs more than the work
-        slots = req_to_token.numpy()[requests.numpy(), committed.numpy()]
-        return torch.from_numpy(slots.astype(np.int64))
-    return req_to_token[requests, committed].to(torch.int64)
-
-
 @lru_cache(maxsize=1024)
 def _ones(count: int, device: torch.device) -> torch.Tensor:
     """[B] i32, the same tensor for every step of a batch size: nobody writes to it."""
@@ -77,7 +68,7 @@ def _ones(count: int, device: torch.device) -> torch.Tensor:
 def embeddable(tokens: torch.Tensor) -> torch.Tensor:
     """[B] i64: the sampled tokens; 0 in place of a -1, which marks a failed request."""
     tokens = tokens.to(torch.int64)
-    if tokens.is_cpu and (tokens.numpy() >= 0).all():  # as ever
+    if tokens.is_cpu and min(tokens.tolist()) >= 0:  # as ever
         return tokens
     return tokens.clamp(min=0)
 

@@ -1,4 +1,7 @@
-"""Replacements around decode steps: slots, and counts per request; part of `hooks.py`."""
+"""Replacements around decode steps: what they cost the host, and counts per request.
+
+Part of `hooks.py`.
+"""
 
 from sglang_respec.upstream.hook_table import Hook
 
@@ -20,5 +23,14 @@ STEP_HOOKS = (
         symptom="a plain step of a speculative server takes longer on the host than one of stock",
         cause="SGLang allocates slots for two further rounds before every step",
         remove_when="SGLang reserves slots for several steps at once",
+    ),
+    Hook(
+        name="forward-isolation",
+        target="sglang.srt.managers.scheduler.Scheduler._forward_isolation",
+        kind="around",
+        replacement="sglang_respec.upstream.isolation:isolate",
+        symptom="a plain step of a speculative server takes longer on the host than one of stock",
+        cause="SGLang saves and restores a batch attribute by attribute in every step",
+        remove_when="SGLang saves a batch's fields at once",
     ),
 )

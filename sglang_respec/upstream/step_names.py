@@ -1,4 +1,4 @@
-"""Names of SGLang behind a step: its slots, and what is seen of it from outside.
+"""Names of SGLang behind a step: what it costs the host, and what is seen of it from outside.
 
 Part of `contract.py`.
 """
@@ -26,6 +26,18 @@ STEP_NAMES = (
         "get_alloc_len_per_decode",
         (),
         "slots that one round may write",
+    ),
+    UpstreamName(
+        "sglang.srt.managers.scheduler",
+        "Scheduler._forward_isolation",
+        ("self", "batch", "overlap"),
+        "saves and restores a batch",
+    ),
+    UpstreamName(
+        "sglang.srt.sampling.sampling_batch_info",
+        "SamplingBatchInfo.copy_for_forward",
+        ("self",),
+        "what a pass samples by",
     ),
     UpstreamName(_BATCH, "ScheduleBatch.maybe_evict_swa", ("self",), "part of what is left out"),
     UpstreamName(

@@ -11,6 +11,9 @@ import torch
 from sampling_cases import Rows, check_rows, random_rows, row_arguments
 from sampling_oracle import ALL, Parameters
 
+from respec_kernels.reference.sample_rows import likeliest
+from respec_kernels.reference.sample_rows import sample_rows as sample_rows_in_pytorch
+
 
 @pytest.fixture
 def sample_rows(sampler):
@@ -128,3 +131,24 @@ def test_all_greedy_refuses_what_has_no_softmax(sample_rows) -> None:
     case = Rows(logits, list(range(5)), [Parameters(0.5, 1, seed=s) for s in range(5)])
     assert [case.expected(row)[0] for row in range(5)] == [9, -1, -1, -1, 9]
     check_rows(partial(sample_rows, greedy=True), replace(case, filtered=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_likeliest_is_all_greedy_without_the_rest(dtype: torch.dtype) -> None:
+    """Ties, temperatures that make ties of near-ties, unusable rows, rows of a wider buffer."""
+    wide = (torch.randn(9, 90, generator=torch.Generator().manual_seed(1)) * 2).round().to(dtype)
+    logits = wide[:, 10:80]
+    logits[1, 3], logits[2, 3], logits[3] = math.nan, math.inf, -math.inf
+    logits[4, 10:] = -math.inf
+    logits[5] = torch.linspace(1, 1 + 2e-6, 70)
+    for temperatures in (torch.ones(9), torch.linspace(0.3, 3, 9)):
+        case = Rows(
+            logits,
+            list(range(9)),
+            [Parameters(t, 1) for t in temperatures.tolist()],
+            filtered=False,
+        )
+        expected, _ = sample_rows_in_pytorch(**row_arguments(case), greedy=True, scored=False)
+        assert (expected == -1).tolist() == [row in (1, 2, 3) for row in range(9)]
+        assert likeliest(logits, temperatures).tolist() == expected.tolist()
+    assert likeliest(logits, None).tolist() == likeliest(logits, torch.ones(9)).tolist()
