@@ -1,9 +1,10 @@
 """Measures what plain decoding costs with speculation loaded: our plain tier beside stock SGLang.
 
-Four servers of the same target answer the same prompts greedily, in rounds that visit them in a
-rotated order on one machine; a ratio compares two measurements of the same round, and nothing is
-timed before every server's tokens are those of stock plain decoding. Every round starts the
-servers anew, so that what a process keeps for life, such as where its memory lies, is averaged too.
+Four servers of the same target answer the same prompts greedily on one machine. Nothing is timed
+before every server's tokens are those of stock plain decoding. Every round starts the servers anew,
+in another order, so that what a process keeps for life, such as where its memory lies, is averaged;
+within a round short loads visit the servers in turn, several times over, so that what else runs on
+the machine meets all of them. A ratio compares the summed loads of one round.
 
   stock plain     SGLang without speculation
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step
@@ -21,7 +22,8 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ import bench_report
 import bench_serving_report as report
 import httpx
 from bench_servers import Pool, ServerSpec, speculation
-from bench_serving_report import BASELINE
-from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, visiting_order
+from bench_serving_report import BASELINE, Measurement
+from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, rotated
 from rich.console import Console
 
 from respec_server.bundled import demo_models
@@ -68,36 +70,64 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     load = Load(
         batches=options.batches,
         rounds=options.rounds,
-        # Each place of a batch is taken twice, so that requests join and leave while others run.
-        requests={size: max(options.least_requests, 2 * size) for size in options.batches},
+        requests={size: max(options.least_requests, size) for size in options.batches},
         max_new_tokens=options.max_new_tokens,
         gate_prompts=16,
         accepted_prompts=0,
         accepted_length_max_new_tokens=0,
     )
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
-    steps = len(specs) * (1 + len(load.batches) * load.rounds)
+    steps = len(specs) * load.rounds * (1 + len(load.batches) * options.turns)
     prompts, gate = Prompts(str(demo_models()[0])), Gate(exact=True)
-    visits = list(visiting_order(specs, load.batches, load.rounds, resident=True))
     equal: dict[str, int] = {}
     measurements = []
     with progress_bar(Console(), steps) as progress:
         for round_ in range(load.rounds):
             with Pool(len(specs), LOGS) as pool:
                 bench = Bench(pool, prompts, load, gate, progress)
-                equal = equal or {spec.name: bench.probe(spec) for spec in specs}
-                measurements += [bench.measure(*each) for each in visits if each[2] == round_]
+                # Stock plain first in the first round: its tokens are the others' judge.
+                order = rotated(specs, round_, load.rounds)
+                equal = {spec.name: bench.probe(spec) for spec in order}
+                measurements += one_round(bench, order, options.turns, round_)
     return {
         "what": "output tokens/s of plain decoding, with and without speculation loaded",
         "command": bench_report.public_text(shlex.join(["python", *sys.argv])),
         **facts,
         "goal": GOAL,
-        "load": asdict(load),
+        "load": asdict(load) | {"turns": options.turns},
         "servers": [spec.facts() for spec in specs],
         "gate": {"exact": True, "prompts": load.gate_prompts, "equal": equal},
         "summary": [asdict(cell) for cell in report.summarise(measurements)],
         "measurements": [each.facts() for each in measurements],
     }
+
+
+def one_round(
+    bench: Bench, order: Sequence[ServerSpec], turns: int, round_: int
+) -> list[Measurement]:
+    """One measurement per server and batch: the sum of its loads, one in every turn."""
+    found = []
+    for size in bench.load.batches:
+        loads = [
+            bench.measure(spec, size, round_, position)
+            for turn in range(turns)
+            for position, spec in enumerate(rotated(order, turn, turns))
+        ]
+        found += [_summed([each for each in loads if each.server == spec.name]) for spec in order]
+    return found
+
+
+def _summed(loads: Sequence[Measurement]) -> Measurement:
+    seconds = sum(each.seconds for each in loads)
+    return replace(
+        loads[0],
+        requests=sum(each.requests for each in loads),
+        tokens=sum(each.tokens for each in loads),
+        seconds=round(seconds, 4),
+        mean_concurrency=round(sum(e.mean_concurrency * e.seconds for e in loads) / seconds, 2),
+        load_average=max(each.load_average for each in loads),
+        equal_to_baseline=sum(each.equal_to_baseline for each in loads),
+    )
 
 
 def servers(options: argparse.Namespace) -> list[ServerSpec]:
@@ -133,9 +163,10 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--batches", type=_numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
-    add("--rounds", type=int, default=5, help="measurements of each server and batch (5)")
-    add("--least-requests", type=int, default=8, help="of one load (8)")
-    add("--max-new-tokens", type=int, default=256, help="longest answer (256)")
+    add("--rounds", type=int, default=5, help="times that all servers start anew (5)")
+    add("--turns", type=int, default=6, help="loads of each server and batch in a round (6)")
+    add("--least-requests", type=int, default=2, help="of one load (2)")
+    add("--max-new-tokens", type=int, default=96, help="longest answer (96)")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")
     return parser.parse_args()

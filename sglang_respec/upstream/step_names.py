@@ -33,12 +33,6 @@ STEP_NAMES = (
         ("self", "batch", "overlap"),
         "saves and restores a batch",
     ),
-    UpstreamName(
-        "sglang.srt.sampling.sampling_batch_info",
-        "SamplingBatchInfo.copy_for_forward",
-        ("self",),
-        "what a pass samples by",
-    ),
     UpstreamName(_BATCH, "ScheduleBatch.maybe_evict_swa", ("self",), "part of what is left out"),
     UpstreamName(
         _WORKER,
