@@ -62,10 +62,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     LOGS.mkdir(parents=True, exist_ok=True)
-    if cuda_devices()[0] == 0 and not os.environ.get(CONFIG_ENV):
-        settings = LOGS / "respec.toml"  # on a CPU as the demo has it: one torch thread
-        settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
-        os.environ[CONFIG_ENV] = str(settings)
+    settle_threads()
     specs = servers(options)
     load = Load(
         batches=options.batches,
@@ -100,6 +97,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "summary": [asdict(cell) for cell in report.summarise(measurements)],
         "measurements": [each.facts() for each in measurements],
     }
+
+
+def settle_threads() -> None:
+    """On a CPU as the demo has it: one torch thread per server."""
+    if cuda_devices()[0] == 0 and not os.environ.get(CONFIG_ENV):
+        settings = LOGS / "respec.toml"
+        settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
+        os.environ[CONFIG_ENV] = str(settings)
 
 
 def one_round(
@@ -162,7 +167,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--batches", type=_numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
+    add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
     add("--rounds", type=int, default=5, help="times that all servers start anew (5)")
     add("--turns", type=int, default=6, help="loads of each server and batch in a round (6)")
     add("--least-requests", type=int, default=2, help="of one load (2)")
@@ -172,7 +177,8 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Read ``"1,16,64"``."""
     return tuple(int(each) for each in text.split(","))
 
 
