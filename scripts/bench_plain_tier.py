@@ -3,8 +3,8 @@
 Four servers of the same target answer the same prompts greedily on one machine. Nothing is timed
 before every server's tokens are those of stock plain decoding. Every round starts the servers anew,
 in another order, so that what a process keeps for life, such as where its memory lies, is averaged;
-within a round short loads visit the servers in turn, several times over, so that what else runs on
-the machine meets all of them. A ratio compares the summed loads of one round.
+within a round, loads of seconds visit the servers in turn, many times over, so that what else runs
+on the machine meets all of them. A ratio is the median of a round's turns.
 
   stock plain     SGLang without speculation
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step
@@ -23,15 +23,16 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import bench_report
 import bench_serving_report as report
 import httpx
+from bench_report import Spread
 from bench_servers import Pool, ServerSpec, speculation
-from bench_serving_report import BASELINE, Measurement
+from bench_serving_report import BASELINE, Cell, Measurement
 from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, rotated
 from rich.console import Console
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     load = Load(
         batches=options.batches,
         rounds=options.rounds,
-        requests={size: max(options.least_requests, size) for size in options.batches},
+        requests={size: size for size in options.batches},
         max_new_tokens=options.max_new_tokens,
         gate_prompts=16,
         accepted_prompts=0,
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "load": asdict(load) | {"turns": options.turns},
         "servers": [spec.facts() for spec in specs],
         "gate": {"exact": True, "prompts": load.gate_prompts, "equal": equal},
-        "summary": [asdict(cell) for cell in report.summarise(measurements)],
+        "summary": [asdict(cell) for cell in summary(measurements, options.turns)],
         "measurements": [each.facts() for each in measurements],
     }
 
@@ -110,29 +111,32 @@ def settle_threads() -> None:
 def one_round(
     bench: Bench, order: Sequence[ServerSpec], turns: int, round_: int
 ) -> list[Measurement]:
-    """One measurement per server and batch: the sum of its loads, one in every turn."""
-    found = []
-    for size in bench.load.batches:
-        loads = [
-            bench.measure(spec, size, round_, position)
-            for turn in range(turns)
-            for position, spec in enumerate(rotated(order, turn, turns))
-        ]
-        found += [_summed([each for each in loads if each.server == spec.name]) for spec in order]
-    return found
+    """Of every batch, one load per server and turn; numbered on through the rounds."""
+    return [
+        bench.measure(spec, size, round_ * turns + turn, position)
+        for size in bench.load.batches
+        for turn in range(turns)
+        for position, spec in enumerate(rotated(order, turn, turns))
+    ]
 
 
-def _summed(loads: Sequence[Measurement]) -> Measurement:
-    seconds = sum(each.seconds for each in loads)
-    return replace(
-        loads[0],
-        requests=sum(each.requests for each in loads),
-        tokens=sum(each.tokens for each in loads),
-        seconds=round(seconds, 4),
-        mean_concurrency=round(sum(e.mean_concurrency * e.seconds for e in loads) / seconds, 2),
-        load_average=max(each.load_average for each in loads),
-        equal_to_baseline=sum(each.equal_to_baseline for each in loads),
-    )
+def summary(measurements: Sequence[Measurement], turns: int) -> list[Cell]:
+    """Per server and batch, over rounds: the median turn of each."""
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for round_ in sorted({each.round // turns for each in measurements}):
+        those = [each for each in measurements if each.round // turns == round_]
+        for cell in report.summarise(those):
+            found.setdefault((cell.server, cell.batch), []).append(cell)
+    return [
+        Cell(
+            server,
+            batch,
+            Spread.of([cell.tokens_per_s.median for cell in cells]),
+            Spread.of([cell.ratio.median for cell in cells]),
+            None,
+        )
+        for (server, batch), cells in found.items()
+    ]
 
 
 def servers(options: argparse.Namespace) -> list[ServerSpec]:
@@ -158,7 +162,7 @@ def servers(options: argparse.Namespace) -> list[ServerSpec]:
 
 
 def table(result: dict[str, Any]) -> str:
-    cells = report.summarise(report.read_measurements(result))
+    cells = summary(report.read_measurements(result), result["load"]["turns"])
     return report.speed_table(cells, [each["name"] for each in result["servers"]])
 
 
@@ -169,9 +173,8 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
     add("--rounds", type=int, default=5, help="times that all servers start anew (5)")
-    add("--turns", type=int, default=6, help="loads of each server and batch in a round (6)")
-    add("--least-requests", type=int, default=2, help="of one load (2)")
-    add("--max-new-tokens", type=int, default=96, help="longest answer (96)")
+    add("--turns", type=int, default=16, help="loads of each server and batch in a round (16)")
+    add("--max-new-tokens", type=int, default=32, help="longest answer (32)")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")
     return parser.parse_args()
