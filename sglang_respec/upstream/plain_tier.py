@@ -68,7 +68,7 @@ def _ones(count: int, device: torch.device) -> torch.Tensor:
 def embeddable(tokens: torch.Tensor) -> torch.Tensor:
     """[B] i64: the sampled tokens; 0 in place of a -1, which marks a failed request."""
     tokens = tokens.to(torch.int64)
-    if tokens.is_cpu and min(tokens.tolist()) >= 0:  # as ever
+    if tokens.is_cpu and min(tokens.tolist(), default=0) >= 0:  # as ever
         return tokens
     return tokens.clamp(min=0)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import isfinite
 
+import numpy as np
 import torch
 
 from respec_kernels.reference.allowed import allowed
@@ -129,9 +130,9 @@ def likeliest(
     if temperatures is not None:
         cells = cells / temperatures.numpy()[:, None]
     chosen = cells.argmax(1)
-    for row, token in enumerate(chosen.tolist()):
-        if not isfinite(cells.item(row, token)):  # a NaN wins every argmax
-            chosen[row] = -1
+    largest = cells[np.arange(len(chosen)), chosen]  # a NaN wins every argmax
+    if not isfinite(sum(largest.tolist())):  # in float64, which finite float32 cannot overflow
+        chosen[~np.isfinite(largest)] = -1
     return torch.from_numpy(chosen)
 
 
