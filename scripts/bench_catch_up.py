@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import signal
 import statistics
 import sys
 from dataclasses import asdict, dataclass
@@ -27,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import bench_report
-import httpx
+from bench_command import measure_and_tell, numbers, settle_threads
 from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_run import Prompts
 from rollouts import generate
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from sglang_respec.config import CONFIG_ENV, RespecConfig
 from sglang_respec.errors import RespecError
 
 LOGS = bench_report.ROOT / "run" / "bench_catch_up"
@@ -70,25 +67,11 @@ class Row:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    options = parse_options()
-    try:
-        result = run(options)
-    except (RespecError, httpx.HTTPError) as error:
-        sys.stderr.write(f"bench_catch_up: {error}\n")
-        return 1
-    path = options.out or bench_report.result_path("catch_up")
-    bench_report.write_json(path, result)
-    print("\n" + table(result) + f"\n\n{path}")
-    return 0
+    return measure_and_tell(parse_options(), run, table, "catch_up", "bench_catch_up")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    if cuda_devices()[0] == 0 and not os.environ.get(CONFIG_ENV):
-        settings = LOGS / "respec.toml"  # on a CPU as the demo has it: one torch thread
-        settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
-        os.environ[CONFIG_ENV] = str(settings)
+    settle_threads(LOGS)
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
     prompts = alike(Prompts(str(demo_models()[0]))(16 * options.problems), options.problems)
     rows: list[Row] = []
@@ -198,15 +181,11 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--gaps", type=_numbers, default=(16, 64, 256, 512), metavar="N,N", help="(16,64,256,512)")
-    add("--windows", type=_numbers, default=(32, 128), metavar="N,N", help="(32,128)")
+    add("--gaps", type=numbers, default=(16, 64, 256, 512), metavar="N,N", help="(16,64,256,512)")
+    add("--windows", type=numbers, default=(32, 128), metavar="N,N", help="(32,128)")
     add("--problems", type=int, default=8, help="run after each gap (8)")
     add("--out", type=Path, help="the result's file")
     return parser.parse_args()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,26 @@ def measure_and_show(
     return 0
 
 
+def measure_and_tell(
+    options: argparse.Namespace,
+    run: Callable[[argparse.Namespace], Result],
+    told: Callable[[Result], str],
+    name: str,
+    command: str,
+) -> int:
+    """Measure, write, print what is told of the result. Returns the command's exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        result = run(options)
+    except (RespecError, httpx.HTTPError) as error:
+        sys.stderr.write(f"{command}: {error}\n")
+        return 1
+    path = options.out or bench_report.result_path(name)
+    bench_report.write_json(path, result)
+    print(f"\n{told(result)}\n\n{path}")
+    return 0
+
+
 def default_out(name: str, logs: Path, quick: bool) -> Path:
     """A trial is no result, so it goes where git does not look."""
     path = bench_report.result_path(name)
@@ -72,9 +92,16 @@ def default_out(name: str, logs: Path, quick: bool) -> Path:
 
 
 def use_demo_settings(options: argparse.Namespace, logs: Path) -> None:
-    """On a CPU the bundled models are served as the demo serves them: on one torch thread."""
+    """The bundled models are served as the demo serves them; see `settle_threads`."""
     logs.mkdir(parents=True, exist_ok=True)
-    if options.model_path or cuda_devices()[0] or os.environ.get(CONFIG_ENV):
+    if not options.model_path:
+        settle_threads(logs)
+
+
+def settle_threads(logs: Path) -> None:
+    """On a CPU servers started from here run on one torch thread, unless settings say more."""
+    logs.mkdir(parents=True, exist_ok=True)
+    if cuda_devices()[0] or os.environ.get(CONFIG_ENV):
         return
     settings = logs / "respec.toml"
     settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
@@ -116,3 +143,8 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
     return number
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """An argument that lists numbers: ``1,16,64``."""
+    return tuple(positive(each) for each in text.split(","))

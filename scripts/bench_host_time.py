@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,8 +24,8 @@ from typing import Any
 
 import bench_plain_tier
 import bench_report
-import httpx
-from bench_plain_tier import LOGS, settle_threads
+from bench_command import measure_and_tell, numbers, settle_threads
+from bench_plain_tier import LOGS, ZERO_STEP
 from bench_report import Spread, markdown_table
 from bench_servers import Pool, ServerSpec
 from bench_serving_report import BASELINE
@@ -35,33 +34,21 @@ from rich.console import Console
 from rollouts import generate
 
 from respec_server.bundled import demo_models
-from sglang_respec.errors import RespecError
 
 WATCHER = Path(__file__).resolve().parent / "host_time"  # its sitecustomize.py times steps
-STOCK_ZERO_STEP = "stock 0-step"  # verifies: its steps are not plain ones
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    options = parse_options()
-    try:
-        result = run(options)
-    except (RespecError, httpx.HTTPError) as error:
-        sys.stderr.write(f"bench_host_time: {error}\n")
-        return 1
-    path = options.out or bench_report.result_path("host_time")
-    bench_report.write_json(path, result)
-    print("\n" + table(result) + f"\n\n{path}")
-    return 0
+    return measure_and_tell(parse_options(), run, table, "host_time", "bench_host_time")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    settle_threads()
+    settle_threads(LOGS)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(WATCHER), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    specs = [each for each in bench_plain_tier.servers(options) if each.name != STOCK_ZERO_STEP]
+    # Without SGLang's idle tier, which verifies: its steps are not plain ones.
+    specs = [each for each in bench_plain_tier.servers(options) if each.name != ZERO_STEP]
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
     prompts = Prompts(str(demo_models()[0]))
     blocks: list[dict[str, Any]] = []
@@ -182,7 +169,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--batches", type=bench_plain_tier.numbers, default=(1, 16, 64), metavar="N,N")
+    add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N")
     add("--rounds", type=int, default=3, help="times that all servers start anew (3)")
     add("--turns", type=int, default=3, help="loads of each server and batch in a round (3)")
     add("--max-new-tokens", type=int, default=100, help="tokens of every answer (100)")

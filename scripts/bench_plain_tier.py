@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,7 +27,7 @@ from typing import Any
 
 import bench_report
 import bench_serving_report as report
-import httpx
+from bench_command import measure_and_tell, numbers, settle_threads
 from bench_report import Spread
 from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_report import BASELINE, Cell, Measurement
@@ -38,32 +36,20 @@ from rich.console import Console
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
-from sglang_respec.config import CONFIG_ENV, RespecConfig
-from sglang_respec.errors import RespecError
 
 LOGS = bench_report.ROOT / "run" / "bench_plain_tier"
+ZERO_STEP = "stock 0-step"
 GOAL = 0.98  # of stock plain decoding, at every batch size
 SHAPE = (3, 1, 4)  # what the servers with a drafter hold ready
 NEVER_SPECULATING = "above:1000000000"  # tokens of context
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    options = parse_options()
-    try:
-        result = run(options)
-    except (RespecError, httpx.HTTPError) as error:
-        sys.stderr.write(f"bench_plain_tier: {error}\n")
-        return 1
-    path = options.out or bench_report.result_path("plain_tier")
-    bench_report.write_json(path, result)
-    print("\n" + table(result) + f"\n\n{path}")
-    return 0
+    return measure_and_tell(parse_options(), run, table, "plain_tier", "bench_plain_tier")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    settle_threads()
+    settle_threads(LOGS)
     specs = servers(options)
     load = Load(
         batches=options.batches,
@@ -98,14 +84,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "summary": [asdict(cell) for cell in summary(measurements, options.turns)],
         "measurements": [each.facts() for each in measurements],
     }
-
-
-def settle_threads() -> None:
-    """On a CPU as the demo has it: one torch thread per server."""
-    if cuda_devices()[0] == 0 and not os.environ.get(CONFIG_ENV):
-        settings = LOGS / "respec.toml"
-        settings.write_text(RespecConfig(portable_threads=1).to_toml(), encoding="utf-8")
-        os.environ[CONFIG_ENV] = str(settings)
 
 
 def one_round(
@@ -155,7 +133,7 @@ def servers(options: argparse.Namespace) -> list[ServerSpec]:
     ready = (*speculative, "--respec-policy", NEVER_SPECULATING)
     return [
         ServerSpec(BASELINE, True, flags),
-        ServerSpec("stock 0-step", True, zero),
+        ServerSpec(ZERO_STEP, True, zero),
         ServerSpec("respec plain", False, (*speculative, "--respec-policy", "plain")),
         ServerSpec("respec ready", False, ready),
     ]
@@ -178,11 +156,6 @@ def parse_options() -> argparse.Namespace:
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")
     return parser.parse_args()
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Read ``"1,16,64"``."""
-    return tuple(int(each) for each in text.split(","))
 
 
 if __name__ == "__main__":

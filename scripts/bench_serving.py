@@ -24,6 +24,7 @@ from bench_command import (
     choose,
     describe_models,
     measure_and_show,
+    numbers,
     positive,
     use_demo_settings,
 )
@@ -146,7 +147,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--batches", type=_numbers, metavar="N,N", help="requests kept running (1,4,16,64)")
+    add("--batches", type=numbers, metavar="N,N", help="requests kept running (1,4,16,64)")
     add("--rounds", type=positive, help="measurements of each server and batch (3)")
     add("--requests-per-batch", type=positive, help="requests of one load (2*batch, 8 to 64)")
     add("--max-new-tokens", type=positive, help="longest answer (256)")
@@ -176,10 +177,6 @@ def parse_options() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.max_new_tokens = options.max_new_tokens or (32 if options.quick else 256)
     return options
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(positive(each) for each in text.split(","))
 
 
 if __name__ == "__main__":
