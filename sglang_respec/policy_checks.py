@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sglang_respec.config import RespecConfig
-from sglang_respec.core import SpeculationConfig
+from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner import Profile
 from sglang_respec.policies import (
@@ -42,6 +42,13 @@ def policy_of(text: str, options: Options) -> PolicyChoice:
         return choice
     may_switch = options.get("device") == "cpu" and not any(_one_shape_flags(options))
     return PolicyChoice(AUTO if may_switch else ALWAYS)
+
+
+def never_drafts(config: RespecConfig, options: Options) -> bool:
+    """Whether a speculative server with these options decodes plainly from start to end."""
+    choice = policy_of(config.policy, options)
+    own = _own_shape(options)
+    return own is not None and choice.may_run((own,)) == (PLAIN,)
 
 
 def refuse_policy(options: Options, config: RespecConfig) -> None:

@@ -16,7 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 def decode_plainly(
     batch: Any,  # ScheduleBatch, its `seq_lens` [B] committed and its bonus tokens pending
     target_worker: Any,
-    capture_hidden: CaptureHiddenMode,
+    capture_hidden: CaptureHiddenMode | None,  # None: what the requests ask for
     on_publish: Callable[[torch.Tensor], None] | None,
     grammar_barrier: Callable[[], None] | None,
 ) -> Any:  # GenerationBatchResult
@@ -56,6 +56,20 @@ def decode_plainly(
     result.new_seq_lens = batch.seq_lens
     result.speculative_num_draft_tokens = 1
     result.extra_keep_alive_refs = [forward_batch]
+    return result
+
+
+def prefill_plainly(
+    batch: Any,  # ScheduleBatch of a prefill
+    target_worker: Any,
+    on_publish: Callable[[torch.Tensor], None] | None,
+) -> Any:  # GenerationBatchResult
+    """The target's prefill, where no drafter follows: what SGLang does for one without the hidden
+    states, but for requests that ask for them. The caller fills in `next_draft_input`."""
+    result = target_worker.forward_batch_generation(batch)
+    result.new_seq_lens = batch.seq_lens
+    if on_publish is not None:
+        on_publish(batch.seq_lens)
     return result
 
 

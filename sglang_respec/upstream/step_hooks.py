@@ -33,4 +33,13 @@ STEP_HOOKS = (
         cause="SGLang saves and restores a batch attribute by attribute in every step",
         remove_when="SGLang saves a batch's fields at once",
     ),
+    Hook(
+        name="prefix-keys",
+        target="sglang.srt.mem_cache.kv_cache_builder.build_kv_cache",
+        kind="around",
+        replacement="sglang_respec.upstream.prefix_keys:key_prefixes",
+        symptom="under policy plain a prompt that is cached prefills two tokens, and one in stock",
+        cause="SGLang keys a speculative server's prefix cache by pairs of tokens, drafter or not",
+        remove_when="SGLang keys the drafter's entries apart from the target's",
+    ),
 )

@@ -27,7 +27,7 @@ from sglang_respec.refusals import options_of
 from sglang_respec.upstream.adaptive import SglangChosen
 from sglang_respec.upstream.auto_start import Preparation
 from sglang_respec.upstream.drafter_feed import DrafterFeed
-from sglang_respec.upstream.plain_tier import decode_plainly, embeddable
+from sglang_respec.upstream.plain_tier import decode_plainly, embeddable, prefill_plainly
 from sglang_respec.upstream.planning import Planning
 from sglang_respec.upstream.probe import Guesses, probed_rows
 from sglang_respec.upstream.rank_talk import RankTalk
@@ -128,6 +128,8 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             return super().forward_batch_generation(batch, *rest)
         if mode.is_extend() or batch.is_extend_in_batch:
             self.watching.prefilling(batch)
+            if self.configs == (PLAIN,) and not self.captures_plain_steps:
+                return self._prefill_plainly(batch, on_publish)
             return super().forward_batch_generation(batch, *rest)
         if self.planning is None:
             self.activate_step_by_batch(batch.seq_lens.shape[0])  # as SGLang is about to
@@ -155,6 +157,11 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             self.draft_worker.tap is None or self.settings.plain_prefill == "tap"
         )
 
+    def _prefill_plainly(self, batch: Any, on_publish: Any) -> Any:
+        result = prefill_plainly(batch, self.target_worker, on_publish)
+        result.next_draft_input = self.draft_worker.cold_input(embeddable(result.next_token_ids))
+        return result
+
     def _decode_plainly(
         self, batch: Any, probe_tokens: int, on_publish: Any, grammar_barrier: Any
     ) -> Any:
@@ -164,7 +171,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         guesses = self._guess(batch, probe_tokens)
         positions = batch.seq_lens
         captured = tap is not None or self.captures_plain_steps
-        capture = CaptureHiddenMode.FULL if captured else CaptureHiddenMode.NULL
+        capture = CaptureHiddenMode.FULL if captured else None  # or what requests ask for
         result = decode_plainly(batch, self.target_worker, capture, on_publish, grammar_barrier)
         tokens = embeddable(result.next_token_ids)
         if tap is not None:

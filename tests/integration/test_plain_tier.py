@@ -121,6 +121,19 @@ def test_log_probabilities_of_plain_steps(
             assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
+def test_hidden_states_for_who_asks(servers: Servers, prompts: list[list[int]]) -> None:
+    """Of every token, prefilled or decoded, as long as those that SGLang returns under EAGLE-3."""
+    flags = ["--respec-policy", "plain", "--enable-return-hidden-states"]
+    url = servers.get(*speculation(3, 1, 4), *flags).url
+    four = {"temperature": 0.0, "max_new_tokens": 4, "ignore_eos": True}
+    extra = {"return_hidden_states": True}
+    (answer,) = generate(url, prompts[:1], four, concurrency=1, extra=extra).rollouts
+    prefill, *decoded = answer.meta["hidden_states"]
+    assert len(prefill) == len(prompts[0])
+    assert [len(each) for each in decoded] == [len(prefill[0])] * 3
+    assert len({tuple(each) for each in decoded}) == 3
+
+
 def _flat(logprobs: list[Any]) -> list[tuple[float, int]]:
     """(log-probability, token id) of what SGLang lists per token, or per token several of."""
     return [
@@ -128,6 +141,17 @@ def _flat(logprobs: list[Any]) -> list[tuple[float, int]]:
         for each in logprobs
         for value, token, _ in (each if isinstance(each[0], list) else [each])
     ]
+
+
+def test_a_known_prompt_costs_one_token_as_in_stock(
+    plain: ServerProcess, fuzz: ServerProcess, prompts: list[list[int]]
+) -> None:
+    """A drafter's entries hold two tokens each, so that where one may run it costs two."""
+    short = {"temperature": 0.0, "max_new_tokens": 4}
+    for server, computed in ((plain, 1), (fuzz, 2)):
+        for _ in range(2):
+            (last,) = generate(server.url, prompts[-1:], short, concurrency=1).rollouts
+        assert len(prompts[-1]) - int(last.meta["cached_tokens"]) == computed
 
 
 def test_what_a_policy_is_told(

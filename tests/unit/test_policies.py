@@ -9,7 +9,7 @@ from sglang_respec.core import PLAIN, BatchStats, SpeculationConfig
 from sglang_respec.errors import RespecError
 from sglang_respec.planner.policy import Always, Fuzz
 from sglang_respec.policies import PolicyChoice, check_within, parse_configs
-from sglang_respec.policy_checks import policy_of, refuse_policy
+from sglang_respec.policy_checks import never_drafts, policy_of, refuse_policy
 
 OWN = SpeculationConfig(5, 4, 16)
 CHAIN = SpeculationConfig(3, 1, 4)
@@ -61,6 +61,12 @@ def test_what_is_held_ready():
     assert fuzz.may_run(fuzz.ready(OWN, ())) == (PLAIN, OWN)
     auto = PolicyChoice.parse("auto")
     assert auto.may_run((OWN, CHAIN)) == (PLAIN, OWN, CHAIN)
+
+
+@pytest.mark.parametrize("policy", ["plain", "auto", "always", "fuzz:1", "above:9", "default"])
+def test_who_never_drafts(policy):
+    assert never_drafts(RespecConfig(policy=policy), SERVER) == (policy == "plain")
+    assert not never_drafts(RespecConfig(policy=policy), {}), "a server with no drafter at all"
 
 
 def test_auto_needs_step_times():
