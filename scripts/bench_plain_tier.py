@@ -2,9 +2,10 @@
 
 Four servers of the same target answer the same prompts greedily on one machine. Nothing is timed
 before every server's tokens are those of stock plain decoding. Every round starts the servers anew,
-in another order, so that what a process keeps for life, such as where its memory lies, is averaged;
-within a round, loads of seconds visit the servers in turn, many times over, so that what else runs
-on the machine meets all of them. A ratio is the median of a round's turns.
+in another order, so that what a process keeps for life, such as where its memory lies, is averaged.
+Within a round all four have a load at the same time and run in slices of a tenth of a second, one
+after the other, so that what else runs on the machine meets all of them; a load takes the time that
+its server was let run. A ratio is the median of a round's turns.
 
   stock plain     SGLang without speculation
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step
@@ -33,6 +34,7 @@ from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_report import BASELINE, Cell, Measurement
 from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, rotated
 from rich.console import Console
+from time_slices import SLICE_S
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         accepted_length_max_new_tokens=0,
     )
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
-    steps = len(specs) * load.rounds * (1 + len(load.batches) * options.turns)
+    steps = load.rounds * (len(specs) + len(load.batches) * options.turns)
     prompts, gate = Prompts(str(demo_models()[0])), Gate(exact=True)
     equal: dict[str, int] = {}
     measurements = []
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "command": bench_report.public_text(shlex.join(["python", *sys.argv])),
         **facts,
         "goal": GOAL,
-        "load": asdict(load) | {"turns": options.turns},
+        "load": asdict(load) | {"turns": options.turns, "slice_s": SLICE_S},
         "servers": [spec.facts() for spec in specs],
         "gate": {"exact": True, "prompts": load.gate_prompts, "equal": equal},
         "summary": [asdict(cell) for cell in summary(measurements, options.turns)],
@@ -91,10 +93,12 @@ def one_round(
 ) -> list[Measurement]:
     """Of every batch, one load per server and turn; numbered on through the rounds."""
     return [
-        bench.measure(spec, size, round_ * turns + turn, position)
+        each
         for size in bench.load.batches
         for turn in range(turns)
-        for position, spec in enumerate(rotated(order, turn, turns))
+        for each in bench.measure_in_slices(
+            rotated(order, turn, turns), size, round_ * turns + turn
+        )
     ]
 
 

@@ -89,6 +89,10 @@ class Pool:
         self._servers.move_to_end(spec)
         return self._servers[spec].url
 
+    def pid(self, spec: ServerSpec) -> int:
+        """Of a server that was asked for before; its other processes are children of this one."""
+        return self._servers[spec].pid
+
     def _start(self, spec: ServerSpec) -> ServerProcess:
         name = "".join(each if each.isalnum() else "-" for each in spec.name)
         server = ServerProcess(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from bench_serving_report import BASELINE, Measurement
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rollouts import Batch, generate
+from time_slices import take_turns
 
 from sglang_respec.demo_task import make_problem
 from sglang_respec.errors import RespecError
@@ -110,9 +112,41 @@ class Bench:
         with self._step(f"{spec.name}: batch {size}, round {round_ + 1}"):
             url = self.pool.url(spec)
             warm_up(url, self.prompts, size)
-            busy = round(os.getloadavg()[0], 2)
-            prompts = self.prompts(self.load.requests[size])
-            batch = generate(url, prompts, self.load.greedy, concurrency=size)
+            busy = load_average()
+            batch = self.load_of(spec, size)()
+        return self.note(spec, size, round_, position, batch, batch.seconds, busy)
+
+    def measure_in_slices(
+        self, specs: Sequence[ServerSpec], size: int, round_: int
+    ) -> list[Measurement]:
+        """The same of several servers at once, which take turns; see `time_slices`."""
+        with self._step(f"batch {size}, round {round_ + 1}"):
+            for spec in specs:
+                warm_up(self.pool.url(spec), self.prompts, size)
+            busy = load_average()
+            pids = [self.pool.pid(spec) for spec in specs]
+            sliced = take_turns(pids, [self.load_of(spec, size) for spec in specs])
+        return [
+            self.note(spec, size, round_, position, each.result, each.seconds, busy)
+            for position, (spec, each) in enumerate(zip(specs, sliced, strict=True))
+        ]
+
+    def load_of(self, spec: ServerSpec, size: int) -> Callable[[], Batch]:
+        prompts = self.prompts(self.load.requests[size])
+        url, sampling = self.pool.url(spec), self.load.greedy
+        return partial(generate, url, prompts, sampling, concurrency=size)
+
+    def note(
+        self,
+        spec: ServerSpec,
+        size: int,
+        round_: int,
+        position: int,
+        batch: Batch,
+        seconds: float,  # that the server ran; less than those of the batch if it took turns
+        busy: float,
+    ) -> Measurement:
+        """What came back, written down, once its tokens are seen to be the right ones."""
         equal = self.gate.check(("batch", size), spec.name, batch.token_lists)
         verifies, length = _speculated(batch)
         waited_s = sum(each.meta["e2e_latency"] for each in batch.rollouts)
@@ -121,9 +155,9 @@ class Bench:
             batch=size,
             round=round_,
             position=position,
-            requests=len(prompts),
+            requests=len(batch.rollouts),
             tokens=batch.tokens,
-            seconds=round(batch.seconds, 4),
+            seconds=round(seconds, 4),
             verifies=verifies,
             accepted_length=length,
             mean_concurrency=round(waited_s / batch.seconds, 2),
@@ -161,6 +195,10 @@ class Bench:
         self.progress.update(task, description=said)
         yield
         self.progress.advance(task)
+
+
+def load_average() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
 def warm_up(url: str, prompts: Prompts, size: int) -> None:

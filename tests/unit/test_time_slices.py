@@ -1,0 +1,87 @@
+"""Servers that take turns: one runs at a time, its time alone is counted, none stays stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+import time_slices
+from time_slices import take_turns
+
+MOMENTS = 300  # of about a millisecond each, in which a worker works
+# The one that works is a child of the one whose pid is known, as a scheduler is of its server.
+WORKER = """
+import json, sys, time
+sys.stdin.readline()
+moments = []
+for _ in range({moments}):
+    start = time.process_time()
+    while time.process_time() - start < 1e-3: pass
+    moments.append(time.monotonic_ns())
+print(json.dumps(moments))
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[str]]]:
+    monkeypatch.setattr(time_slices, "SENDING_S", 0.05)
+    command = [sys.executable, "-c", PARENT, WORKER.format(moments=MOMENTS)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for each in started:
+        while not psutil.Process(each.pid).children():
+            time.sleep(0.01)
+    yield started
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+def working(worker: subprocess.Popen[str]) -> Callable[[], list[int]]:
+    """A load: the moments at which it ran."""
+
+    def load() -> list[int]:
+        output, _ = worker.communicate("go\n", timeout=60)
+        moments: list[int] = json.loads(output)
+        return moments
+
+    return load
+
+
+def test_one_runs_at_a_time_and_its_time_is_counted(
+    workers: list[subprocess.Popen[str]],
+) -> None:
+    began = time.perf_counter()
+    found = take_turns([each.pid for each in workers], [working(each) for each in workers], 0.03)
+    took = time.perf_counter() - began
+    assert [len(each.result) for each in found] == [MOMENTS] * 2
+    moments = sorted((at, who) for who, each in enumerate(found) for at in each.result)
+    owners = [who for _, who in moments]
+    changes = sum(a != b for a, b in pairwise(owners))
+    assert owners[0] == 0, "the first runs first"
+    assert 3 <= changes < MOMENTS / 4, "side by side it would change with every moment"
+    assert all(each.seconds > MOMENTS * 1e-3 for each in found)
+    assert sum(each.seconds for each in found) < took
+
+
+def test_an_error_stops_nobody_for_good(workers: list[subprocess.Popen[str]]) -> None:
+    def lost() -> list[int]:
+        raise ConnectionError("lost")
+
+    first, second = workers
+    with pytest.raises(ConnectionError, match="lost"):
+        take_turns([first.pid, second.pid], [lost, working(second)], 0.03)
+    family = [psutil.Process(first.pid), *psutil.Process(first.pid).children()]
+    assert all(each.status() != psutil.STATUS_STOPPED for each in family)
+    assert second.wait(60) == 0, "its load ran to the end"
