@@ -10,6 +10,7 @@ from sglang_respec.planner.grid import lerp, locate
 from sglang_respec.planner.profile import Profile
 
 UNKNOWN_PROFILE_ERROR = 0.10  # relative; where a profile held nothing out
+LEAST_PROFILE_ERROR = 0.05  # a few points that agree may do so by luck
 CELL_SHARE = 0.5  # a batch bucket's own error, over the error its configuration has everywhere
 FIRST_NOISE = 0.10  # relative scatter of one measured step, until it is known
 LEAST_NOISE = 0.01
@@ -43,7 +44,8 @@ class CostModel:
             [[profile.round_seconds(config, b, c) for c in self.contexts] for b in self.batch_sizes]
             for config in self.configs
         ]
-        error = profile.relative_error or UNKNOWN_PROFILE_ERROR
+        held_out = profile.comparative_error
+        error = UNKNOWN_PROFILE_ERROR if held_out is None else max(LEAST_PROFILE_ERROR, held_out)
         everywhere = error**2 / (1.0 + CELL_SHARE**2)
         self._noise = FIRST_NOISE
         self._common, self._common_variance = 0.0, 0.25

@@ -1,7 +1,10 @@
 """A profile from rounds that a server runs for itself: what is measured, and in which order.
 
 Every round is measured whole, since that is what a step costs. The order is that of a server with
-little time: small batches first, and a batch size counts only if every configuration ran at it.
+little time: all batch sizes at a short context before any at a longer one, small ones first. The
+largest matters as much as the smallest: beyond what was measured, times are guesses. A batch counts
+only if every configuration ran at it; what a long context adds to a large batch that did not run,
+or does not fit the pool, is computed from a smaller one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ BATCH_SIZES = (1, 4, 16, 64, 256)
 HELD_OUT_SIZE = 8
 EXTEND_WIDTHS = (1, 8, 64, 128)  # tokens per request
 LARGEST_EXTEND = 16  # requests
+LONGER = 2.0  # times as long, at most, a batch is expected to take at a longer context
 LOOKS = 2  # at each round and visit; the first call of all is not counted
 MORE_SWEEPS = 3  # visits after the first, where there is time
 
@@ -80,8 +84,8 @@ class Agenda:
             sizes.append(limit)
         batches = tuple(
             (size, context)
-            for size in sizes
             for context in contexts
+            for size in sizes
             if context > 0 and size * (context + reserve_tokens) <= pool_tokens
         )
         widest = min(window_tokens, contexts[0])
@@ -104,25 +108,34 @@ class Samples:
 
 
 def measure(bench: Bench, agenda: Agenda, budget_s: float) -> Samples:
-    """Runs the agenda until it is done or the next batch would not end in time.
+    """Runs what of the agenda would end in time, in its order.
 
     A batch of one is measured in any case: without it there is nothing to decide by.
     """
     samples = Samples()
-    last_s, last_size = 0.0, 1
-    in_time = True
+    left_out: set[int] = set()
     for size, context in agenda.batches:
-        started = bench.elapsed_s()
-        if samples.rounds and started + last_s * max(1.0, size / last_size) > budget_s:
-            in_time = False
-            break
+        if samples.rounds:
+            expected_s = bench.shared(_expected_s(samples, size, context))
+            if size in left_out or bench.elapsed_s() + expected_s > budget_s:
+                left_out.add(size)
+                continue
         _first_look(bench, agenda, size, context, samples)
-        last_s, last_size = bench.elapsed_s() - started, size
     _look_at_held_out(bench, agenda, samples)
-    if in_time:
+    if not left_out:
         _look_again(bench, samples, budget_s)
     samples.seconds = bench.elapsed_s()
     return samples
+
+
+def _expected_s(samples: Samples, size: int, context: int) -> float:
+    """How long a first look at a batch takes, at most: by the nearest one that was measured."""
+    smaller = [each for each in samples.rounds if each[0] <= size]
+    nearest = max(smaller, key=lambda each: (each[1] == context, each[0]))
+    longer = 1.0 if nearest[1] == context else LONGER
+    looks = 1 + LOOKS
+    one_sweep = sum(map(statistics.median, samples.rounds[nearest].values()))
+    return longer * looks * one_sweep * size / nearest[0]
 
 
 def _first_look(bench: Bench, agenda: Agenda, size: int, context: int, samples: Samples) -> None:
@@ -180,15 +193,17 @@ def to_profile(
     source: str,
     graph_bytes: Mapping[SpeculationConfig, int] | None = None,
 ) -> Profile:
-    """The medians as a profile, on the batch sizes that ran at every context that is kept."""
-    sizes, contexts = _rectangle(list(samples.rounds))
+    """The medians as a profile, completed by :func:`_completed`."""
+    short = min(context for _, context in samples.rounds)
+    sizes = sorted({size for size, context in samples.rounds if context == short})
+    contexts = sorted({context for size, context in samples.rounds if size == sizes[0]})
     configs = list(samples.rounds[sizes[0], contexts[0]])
     rounds = {
         config: Grid.from_measurements(
             (1,),
             sizes,
             contexts,
-            [[[statistics.median(samples.rounds[b, c][config]) for c in contexts] for b in sizes]],
+            [_completed(_medians(samples, config), sizes, contexts)],
         )
         for config in configs
     }
@@ -207,18 +222,31 @@ def to_profile(
     )
 
 
-def _rectangle(batches: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """(batch sizes, contexts) that were all measured with one another: as many as possible."""
-    contexts = sorted({context for _, context in batches})
-    best: tuple[list[int], list[int]] = ([], [])
-    for count in range(1, len(contexts) + 1):
-        kept = contexts[:count]
-        sizes = sorted(
-            {size for size, _ in batches if all((size, each) in batches for each in kept)}
-        )
-        if len(sizes) * count >= len(best[0]) * len(best[1]):
-            best = (sizes, kept)
-    return best
+def _medians(samples: Samples, config: SpeculationConfig) -> dict[tuple[int, int], float]:
+    return {batch: statistics.median(found[config]) for batch, found in samples.rounds.items()}
+
+
+def _completed(
+    seconds: Mapping[tuple[int, int], float], sizes: Sequence[int], contexts: Sequence[int]
+) -> list[list[float]]:
+    """[sizes][contexts], all of which were measured at the shortest context or the smallest size.
+
+    What a longer context adds is attention over it, request by request: for a batch that was not
+    measured, so much more than for the nearest smaller one as the batch is larger.
+    """
+    short = contexts[0]
+    rows: list[list[float]] = []
+    for size in sizes:
+        row = []
+        for context in contexts:
+            if (size, context) in seconds:
+                row.append(seconds[size, context])
+                continue
+            nearest = max(b for b, c in seconds if c == context and b < size)
+            added = seconds[nearest, context] - seconds[nearest, short]
+            row.append(seconds[size, short] + max(0.0, added) * size / nearest)
+        rows.append(row)
+    return rows
 
 
 def _extend_stage(samples: Samples) -> dict[str, Grid]:

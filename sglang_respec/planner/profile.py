@@ -120,6 +120,22 @@ class Profile:
         errors = self.held_out_errors()
         return math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else None
 
+    @property
+    def comparative_error(self) -> float | None:
+        """:attr:`relative_error` without what the configurations held out at one batch share:
+        interpolation is off for all of them there, or the machine was slow at that moment, and
+        no choice hangs on either. A configuration held out alone shares nothing.
+        """
+        found: dict[tuple[float, float], list[float]] = {}
+        for each, error in zip(self.held_out, self.held_out_errors(), strict=True):
+            found.setdefault((each.batch_size, each.context_tokens), []).append(error)
+        squares, freedom = 0.0, 0
+        for errors in found.values():
+            shared = sum(errors) / len(errors) if len(errors) > 1 else 0.0
+            squares += sum((each - shared) ** 2 for each in errors)
+            freedom += max(1, len(errors) - 1)
+        return math.sqrt(squares / freedom) if found else None
+
     def require(self, key: ProfileKey, path: str | os.PathLike[str]) -> None:
         """Refuse a profile of another model, machine, layout or version."""
         differences = self.key.differences(key)

@@ -10,6 +10,7 @@ from planner_cases import CHAIN, CONTEXTS, SIZES, TREE, grid, profile
 
 from sglang_respec.core import PLAIN
 from sglang_respec.planner.cost import CostModel
+from sglang_respec.planner.profile import HeldOut
 
 CONFIGS = (PLAIN, CHAIN, TREE)
 
@@ -88,6 +89,10 @@ def test_a_stall_moves_little():
 def test_the_profiles_error_is_the_first_doubt():
     doubtful = CostModel(profile(), CONFIGS)
     assert doubtful.relative_error(1, doubtful.place(1, 1)) == pytest.approx(0.10)
+    for error, doubt in ((0.0, 0.05), (0.3, 0.3)):
+        seconds = profile().round_seconds(CHAIN, 8, 1000) / (1 + error)
+        made = CostModel(profile(held_out=(HeldOut(CHAIN, 8, 1000, seconds),)), CONFIGS)
+        assert made.relative_error(1, made.place(1, 1)) == pytest.approx(doubt)
 
 
 def test_catch_up_grows_with_its_tokens():

@@ -82,8 +82,8 @@ def test_the_profile_says_what_the_machine_does():
 
 def test_it_ends_in_time_with_what_there_is():
     machine = Machine()
-    samples = measure(machine, agenda(), budget_s=0.5)
-    assert samples.seconds <= 0.5
+    samples = measure(machine, agenda(), budget_s=0.4)
+    assert samples.seconds <= 0.4
     made = to_profile(samples, KEY, "a test")
     assert made.rounds[PLAIN].batch_sizes[0] == 1
     assert made.rounds[PLAIN].batch_sizes[-1] < 64
@@ -102,19 +102,42 @@ def test_time_that_is_left_makes_medians_steadier():
     assert len(much.rounds[1, 128][PLAIN]) > len(little.rounds[1, 128][PLAIN])
 
 
-def test_a_context_that_one_batch_size_lacks_is_given_up_or_the_size_is():
+def at(config, size, context):
+    machine = Machine()
+    with machine.batch(size, context):
+        return machine.round_seconds(config)
+
+
+def test_the_largest_batch_is_measured_before_longer_contexts():
+    samples = measure(Machine(), agenda(), budget_s=0.6)
+    assert (64, 128) in samples.rounds
+    assert (64, 1024) not in samples.rounds
+    made = to_profile(samples, KEY, "a test").rounds[LONG]
+    assert (made.batch_sizes[-1], made.context_tokens) == (64, (128, 1024))
+
+
+def test_what_a_context_adds_to_a_batch_that_did_not_run_is_computed():
     samples = Samples()
-    for batch in ((1, 128), (1, 1024), (4, 128), (4, 1024), (16, 128)):
-        samples.rounds[batch] = {PLAIN: [1e-3], CHAIN: [2e-3]}
-    grid = to_profile(samples, KEY, "a test").rounds[CHAIN]
-    assert (grid.batch_sizes, grid.context_tokens) == ((1, 4), (128, 1024))
-    del samples.rounds[4, 1024]
-    grid = to_profile(samples, KEY, "a test").rounds[CHAIN]
-    assert (grid.batch_sizes, grid.context_tokens) == ((1, 4, 16), (128,))
+    for size, context in ((1, 128), (4, 128), (64, 128), (1, 1024), (4, 1024)):
+        samples.rounds[size, context] = {each: [at(each, size, context)] for each in (PLAIN, CHAIN)}
+    made = to_profile(samples, KEY, "a test")
+    for config in (PLAIN, CHAIN):  # attention takes time in proportion to requests on this machine
+        found = made.round_seconds(config, 64, 1024)
+        assert found == pytest.approx(at(config, 64, 1024))
+        assert found > at(config, 64, 128)
+
+
+def test_a_clock_that_is_off_at_a_long_context_takes_nothing_away():
+    samples = Samples()
+    for size, context in ((1, 128), (16, 128), (1, 1024)):
+        samples.rounds[size, context] = {PLAIN: [at(PLAIN, size, context) / (1 + (context > 128))]}
+    grid = to_profile(samples, KEY, "a test").rounds[PLAIN]
+    assert grid.at(1, 16, 1024) == pytest.approx(at(PLAIN, 16, 128))
 
 
 def test_the_agenda_fits_the_server():
-    assert agenda().batches[-1] == (64, 1024)
+    sizes = (1, 4, 16, 64)
+    assert agenda().batches == tuple((size, context) for context in (128, 1024) for size in sizes)
     assert max(size for size, _ in agenda(max_batch_size=48).batches) == 48
     small = agenda(pool_tokens=1000)
     assert small.batches

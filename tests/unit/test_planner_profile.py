@@ -39,6 +39,23 @@ def test_held_out_points_give_the_error():
     assert made.held_out_errors() == pytest.approx([0.1, -0.1])
     assert made.relative_error == pytest.approx(0.1)
     assert profile().relative_error is None
+    assert profile().comparative_error is None
+
+
+def test_what_all_configurations_are_off_by_is_no_doubt_about_a_choice():
+    seconds = {config: profile().round_seconds(config, 8, 1000) for config in (PLAIN, CHAIN)}
+
+    def off(plain, chain):
+        points = [(PLAIN, plain), (CHAIN, chain)]
+        return profile(
+            held_out=tuple(HeldOut(c, 8, 1000, seconds[c] / (1 + error)) for c, error in points)
+        )
+
+    assert off(0.6, 0.6).comparative_error == pytest.approx(0.0, abs=1e-9)
+    assert off(0.6, 0.6).relative_error == pytest.approx(0.6)
+    assert off(0.5, 0.7).comparative_error == pytest.approx(0.2 / 2**0.5)
+    alone = profile(held_out=(HeldOut(PLAIN, 8, 1000, seconds[PLAIN] / 1.3),))
+    assert alone.comparative_error == alone.relative_error == pytest.approx(0.3)
 
 
 def test_a_file_comes_back(tmp_path):
