@@ -22,7 +22,7 @@ from sglang_respec.core import PLAIN, SpeculationConfig
 from sglang_respec.hidden_tap import HiddenTap, Ints
 from sglang_respec.planner import Policy
 from sglang_respec.policies import AUTO, SGLANG_ADAPTIVE, parse_configs
-from sglang_respec.policy_checks import policy_of
+from sglang_respec.policy_checks import never_drafts, policy_of
 from sglang_respec.refusals import options_of
 from sglang_respec.upstream.adaptive import SglangChosen
 from sglang_respec.upstream.auto_start import Preparation
@@ -61,7 +61,9 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         )
         self.ready = self.choice.ready(self.own, parse_configs(self.settings.configs))
         self.configs = self.choice.may_run(self.ready)
-        self.draft_worker.put_off = self.configs == (PLAIN,)
+        # The prefix cache is keyed by the same question; see `prefix_keys`.
+        self.never_drafts = never_drafts(self.settings, options_of(self.server_args))
+        self.draft_worker.put_off = self.never_drafts
         self._plain_now = False
         logger.info("respec: RespecWorker serves EAGLE3.")
 
@@ -128,7 +130,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             return super().forward_batch_generation(batch, *rest)
         if mode.is_extend() or batch.is_extend_in_batch:
             self.watching.prefilling(batch)
-            if self.configs == (PLAIN,) and not self.captures_plain_steps:
+            if self.never_drafts and not self.captures_plain_steps:
                 return self._prefill_plainly(batch, on_publish)
             return super().forward_batch_generation(batch, *rest)
         if self.planning is None:
