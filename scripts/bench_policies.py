@@ -2,9 +2,14 @@
 
 Every policy runs in a server of its own, of our code: the planner, plain decoding, each single
 shape, and SGLang's adaptive mode. All are sent the same requests at once, whose answers end one
-after the other, so that the batch shrinks from full to 1. One server is driven at a time, in an
-order that alternates from round to round; a ratio compares two measurements of the same round.
-Nothing is written unless every policy gave the same tokens.
+after the other, so that the batch shrinks from full to 1. A ratio compares two measurements of the
+same round. Nothing is written unless every policy gave the same tokens.
+
+Where all servers fit beside each other, on a CPU, all have the load at the same time and run in
+slices of seconds, one after the other, so that what else runs on the machine meets all of them; a
+load takes the time that its server was let run. A step in which a slice ends seems to last as long
+as the slices of all others: only `auto` looks at the time of its steps, so this can harm nobody
+else. Elsewhere one server is driven at a time. The order alternates from round to round.
 
 Writes docs/results/policies_<cpu or gpu>.json, a plot beside it, and prints the table.
 """
@@ -12,12 +17,12 @@ Writes docs/results/policies_<cpu or gpu>.json, a plot beside it, and prints the
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +38,11 @@ from bench_command import (
 )
 from bench_policies_report import AUTO, PLAIN, SGLANG, Measurement
 from bench_servers import Pool, ServerSpec, default_alive, speculation
-from bench_serving_run import Prompts, progress_bar, warm_up
+from bench_serving_run import Prompts, load_average, progress_bar, rotated, warm_up
 from rich.console import Console
 from rich.progress import Progress
 from rollouts import Batch, generate
+from time_slices import take_turns
 
 from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
@@ -46,13 +52,14 @@ from sglang_respec.errors import RespecError
 
 LOGS = bench_report.ROOT / "run" / "bench_policies"
 SHAPES = "1,1,2; 3,1,4; 5,1,6; 3,4,8; 5,4,16"
+SLICE_S = 2.0  # long beside a step, whose time one in so many steps of `auto` is wrong
 ADAPTIVE_SHAPE = SpeculationConfig(3, 1, 4)  # where SGLang's mode starts
 
 EPILOG = """\
 examples:
   python scripts/bench_policies.py                   # the bundled models
   python scripts/bench_policies.py --quick           # does it run here? a few minutes
-  python scripts/bench_policies.py --only auto --only plain --alive 2
+  python scripts/bench_policies.py --only auto --only plain
   python scripts/bench_policies.py --from docs/results/policies_cpu.json --update-readme
   python scripts/bench_policies.py --model-path MODEL --drafter-path DRAFTER --alive 1 \\
       --server-args "--tp-size 4"                    # on a GPU node
@@ -70,12 +77,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     alive = min(options.alive or default_alive(), len(specs))
     console = Console()
     console.print(f"{len(specs)} servers, {alive} at a time; logs in {LOGS}", soft_wrap=True)
+    in_slices = alive == len(specs) and cuda_devices()[0] == 0
     prompts = Prompts(options.model_path or str(demo_models()[0]))
-    with Pool(alive, LOGS) as pool, progress_bar(console, len(specs) * options.rounds) as progress:
-        bench = PolicyBench(pool, prompts, options, progress)
-        for visit in visits(specs, options.rounds):
-            bench.measure(*visit)
-        profile = bench.profile
+    with progress_bar(console, len(specs) * options.rounds) as progress:
+        bench = PolicyBench(prompts, options, progress)
+        for rounds in generations(options.rounds, options.starts):
+            with Pool(alive, LOGS) as pool:
+                for round_ in rounds:
+                    order = visiting_order(specs, round_, options.rounds)
+                    if in_slices:
+                        bench.measure_in_slices(pool, order, round_)
+                    else:
+                        bench.measure_in_turn(pool, order, round_)
     return {
         "what": "output tokens/s of policies on a batch that shrinks from full to 1",
         "command": bench_report.public_text(shlex.join(["python", *sys.argv])),
@@ -83,8 +96,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **facts,
         "models": describe_models(options),
         "settings": asdict(load_config()),
-        "profile": profile,
-        "load": bench.load_facts(),
+        "profile": bench.profile,
+        "load": bench.load_facts() | {"slice_s": options.slice_s if in_slices else None},
         "alive": alive,
         "servers": [spec.facts() for spec in specs],
         "summary": [asdict(row) for row in report.summarise(bench.measurements)],
@@ -94,33 +107,66 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class PolicyBench:
-    """Sends the load to one server after the other and keeps what came back."""
+    """Sends the whole load at once to every server, and keeps what came back."""
 
-    def __init__(
-        self, pool: Pool, prompts: Prompts, options: argparse.Namespace, progress: Progress
-    ) -> None:
-        self._pool, self._prompts, self._progress = pool, prompts, progress
+    def __init__(self, prompts: Prompts, options: argparse.Namespace, progress: Progress) -> None:
+        self._prompts, self._progress = prompts, progress
         self._options = options
         self._expected: Batch | None = None  # of whoever was first; all others must give the same
         self.measurements: list[Measurement] = []
         self.profile: dict[str, Any] | None = None
 
-    def measure(self, spec: ServerSpec, round_: int, position: int) -> None:
-        """The whole load at once."""
-        task = self._progress.task_ids[0]
-        self._progress.update(task, description=f"{spec.name}: round {round_ + 1}")
-        requests, url = self._options.requests, self._pool.url(spec)
-        warm_up(url, self._prompts, requests)
-        busy = round(os.getloadavg()[0], 2)
-        before = self._state(url)
-        batch = generate(
+    def measure_in_turn(self, pool: Pool, order: Sequence[ServerSpec], round_: int) -> None:
+        """One server after the other."""
+        for position, spec in enumerate(order):
+            self._say(f"{spec.name}: round {round_ + 1}")
+            url = pool.url(spec)
+            before, busy = self._ready(url), load_average()
+            batch = self._load(url)
+            self._note(spec, url, batch, batch.seconds, before, round_, position, busy)
+
+    def measure_in_slices(self, pool: Pool, order: Sequence[ServerSpec], round_: int) -> None:
+        """All servers at the same time; see `time_slices`."""
+        self._say(f"round {round_ + 1}: starting")
+        urls = [pool.url(spec) for spec in order]
+        before, busy = [self._ready(url) for url in urls], load_average()
+        self._say(f"round {round_ + 1}: all in slices")
+        loads = [partial(self._load, url) for url in urls]
+        sliced = take_turns([pool.pid(spec) for spec in order], loads, self._options.slice_s)
+        for position, (spec, each) in enumerate(zip(order, sliced, strict=True)):
+            self._note(spec, urls[position], each.result, each.seconds, before[position],
+                       round_, position, busy)  # fmt: skip
+
+    def _ready(self, url: str) -> dict[str, Any]:
+        """The server's state, once it is awake and its cache empty."""
+        warm_up(url, self._prompts, self._options.requests)
+        return self._state(url)
+
+    def _load(self, url: str) -> Batch:
+        requests = self._options.requests
+        return generate(
             url, self._prompts(requests), self._sampling(requests), concurrency=requests
         )
+
+    def _note(
+        self,
+        spec: ServerSpec,
+        url: str,
+        batch: Batch,
+        seconds: float,  # that the server ran; less than those of the batch if it took turns
+        before: dict[str, Any],
+        round_: int,
+        position: int,
+        load_average: float,
+    ) -> None:
+        """What came back, written down, once its tokens are seen to be the right ones."""
         after = self._state(url)
         self._must_be_equal(spec, batch)
         if spec.name == AUTO:
             self._must_have_profile(after)
-        found = measurement(spec, batch, before, after, round_, position, busy)
+        found = measurement(
+            spec, batch.tokens, seconds, before, after, round_, position, load_average
+        )
         self.measurements.append(found)
         self._progress.console.print(
             f"round {round_ + 1}  {spec.name:18} {found.tokens_per_s:8.1f} tokens/s, "
@@ -128,7 +174,10 @@ class PolicyBench:
             highlight=False,
             soft_wrap=True,
         )
-        self._progress.advance(task)
+        self._progress.advance(self._progress.task_ids[0])
+
+    def _say(self, description: str) -> None:
+        self._progress.update(self._progress.task_ids[0], description=description)
 
     def load_facts(self) -> dict[str, Any]:
         assert self._expected is not None
@@ -137,6 +186,7 @@ class PolicyBench:
             "prompts": "held-out problems of the bundled models",
             "requests": self._options.requests,
             "rounds": self._options.rounds,
+            "starts": self._options.starts,
             "temperature": self._options.temperature,
             "max_new_tokens": self._options.max_new_tokens,
             "answer_tokens": {
@@ -183,7 +233,8 @@ class PolicyBench:
 
 def measurement(
     spec: ServerSpec,
-    batch: Batch,
+    tokens: int,
+    seconds: float,
     before: dict[str, Any],  # the server's state
     after: dict[str, Any],
     round_: int,
@@ -195,8 +246,8 @@ def measurement(
         policy=spec.name,
         round=round_,
         position=position,
-        tokens=batch.tokens,
-        seconds=round(batch.seconds, 4),
+        tokens=tokens,
+        seconds=round(seconds, 4),
         load_average=load_average,
         steps=after["steps"] - before["steps"],
         switches=after["switches"] - before["switches"],
@@ -210,13 +261,18 @@ def measurement(
     )
 
 
-def visits(specs: Sequence[ServerSpec], rounds: int) -> Iterator[tuple[ServerSpec, int, int]]:
-    """(server, round, position): every second round the other way round, each from further on."""
+def visiting_order(specs: Sequence[ServerSpec], round_: int, rounds: int) -> list[ServerSpec]:
+    """Each round begins further on, every second one goes the other way round."""
+    order = rotated(specs, round_, rounds)
+    return order if round_ % 2 == 0 else order[::-1]
+
+
+def generations(rounds: int, starts: int) -> list[list[int]]:
+    """The rounds of each generation of servers: all of them, in order, in `starts` fair shares."""
+    found: list[list[int]] = [[] for _ in range(min(starts, rounds))]
     for round_ in range(rounds):
-        start = round_ * len(specs) // rounds
-        order = [*specs[start:], *specs[:start]]
-        for position, spec in enumerate(order if round_ % 2 == 0 else order[::-1]):
-            yield spec, round_, position
+        found[round_ * len(found) // rounds].append(round_)
+    return found
 
 
 def servers(options: argparse.Namespace) -> list[ServerSpec]:
@@ -254,6 +310,9 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--requests", type=positive, help="sent at once (64)")
     add("--rounds", type=positive, help="measurements of each policy (5)")
+    add("--starts", type=positive, default=1, help="times that all servers start anew (1)")
+    add("--slice-s", type=float, default=SLICE_S, metavar="SECONDS",
+        help=f"how long a server runs before the next one does, on a CPU ({SLICE_S})")  # fmt: skip
     add("--max-new-tokens", type=positive, help="longest answer (640)")
     add("--temperature", type=float, default=1.0, help="of the requests, whose seeds are fixed (1)")
     add("--shapes", type=_shapes, default=SHAPES, metavar="S,K,N; ...", help=f"({SHAPES})")

@@ -178,11 +178,18 @@ def _how(result: Mapping[str, Any]) -> str:
         else f" `auto` decides by a {profile['kind']} profile and starts with no knowledge of the "
         "drafter; it keeps what it learns from one round to the next."
     )
+    slices = load["slice_s"]
+    driven = (
+        "driven alone"
+        if slices is None
+        else f"and all have the load at once, running one at a time in slices of {slices:g} s"
+    )
     return (
         f"{load['requests']} requests at once, answers of {lengths['least']} to "
         f"{lengths['most']} tokens (median {lengths['median']:.0f}) at temperature "
         f"{load['temperature']}, so that the batch shrinks to 1. Each policy has a server of its "
-        f"own, driven alone; {load['rounds']} rounds in alternating order, median (smallest–"  # noqa: RUF001
+        f"own, {driven}; {load['rounds']} rounds in alternating order, servers started "
+        f"{load['starts']} times, median (smallest–"  # noqa: RUF001
         f"largest), ratios within a round. All answers of all policies are equal, token by token, "
         f"or nothing would have been written.{known}"
     )

@@ -17,7 +17,8 @@ LEAST_NOISE = 0.01
 KNOWN = 0.005**2  # variance at which a correction stays open to slow drift (0.5 %)
 NOISE_RATE = 0.02
 NORMAL_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # standard deviation over mean |x|
-CLIP = 3.0  # deviations; a step further off (a prefill in between, a stall) counts as these
+CLIP = 3.0  # deviations; a step further off (a prefill in between) counts as these
+STALL = math.log(3.0)  # over what was foreseen; the process was stopped, or the host was busy
 MAX_CORRECTION = math.log(8.0)
 BUCKETS = 24  # of batch sizes, by powers of two
 
@@ -48,6 +49,7 @@ class CostModel:
         error = UNKNOWN_PROFILE_ERROR if held_out is None else max(LEAST_PROFILE_ERROR, held_out)
         everywhere = error**2 / (1.0 + CELL_SHARE**2)
         self._noise = FIRST_NOISE
+        self._stalled = False  # the last measured step
         self._common, self._common_variance = 0.0, 0.25
         self._own = [0.0] * len(self.configs)
         self._own_variance = [everywhere] * len(self.configs)
@@ -107,12 +109,17 @@ class CostModel:
         return max(0.0, variance - max(after, 2.0 * KNOWN))
 
     def record(self, index: int, place: Place, seconds: float) -> None:
-        """Learn from one measured step."""
+        """Learn from one measured step. One that stalled teaches nothing; if the next one is as
+        slow, the machine is."""
+        surprise = math.log(seconds / self.seconds(index, place))
+        first_stall = surprise > STALL and not self._stalled
+        self._stalled = surprise > STALL
+        if first_stall:
+            return
         bucket = place[4]
         common, own = self._common_variance, self._own_variance[index]
         cell = self._cell_variance[index][bucket]
         total = common + own + cell + self._noise**2
-        surprise = math.log(seconds / self.seconds(index, place))
         clip = CLIP * math.sqrt(total)
         surprise = max(-clip, min(clip, surprise))
         self._common = _bounded(self._common + surprise * common / total)

@@ -30,6 +30,7 @@ from sglang_respec.planner.profile import Profile
 PROBE_STRIDE = 4  # whether to probe is asked at every so manieth decision
 FIRST_ROUNDS = 4  # the first rounds are plain: what must not be undercut is measured first
 LEAST_PROBE_ROUNDS = 4  # one round of many requests is one time, and none right after a catch-up
+PROBE_STRETCH = 2  # a probe of a batch that shrinks takes at most so many times its rounds
 MAX_CONFIGS = 8  # besides PLAIN: what CUDA graphs allow and a decision can look at
 
 
@@ -80,6 +81,7 @@ class Planner:
         self._reason = "first"
         self._decisions = 0
         self._probe_looks = 0  # requests that the probe which runs has yet to look at
+        self._probe_rounds = 0  # that it may still take
         self._probe_tokens = 0
         self._stay = _Stay(settings.first_dwell_steps)
         self._last = BatchStats(1, self.cost.contexts[0], (1, 0, 0))
@@ -95,8 +97,10 @@ class Planner:
             options.append(_Option(index, estimate.accepted / seconds, seconds, estimate))
         self._stay.step()
         self._probe_tokens = 0
-        if self._probe_looks > 0 and self._still_open(options, place):
+        probing = self._probe_looks > 0 and self._probe_rounds > 0
+        if probing and self._still_open(options, place):
             self._probe_looks -= stats.batch_size
+            self._probe_rounds -= 1
         else:
             self._choose(options, place, stats)
             self._running = self._chosen
@@ -204,6 +208,7 @@ class Planner:
                 most, rounds = worth, longer
         self._running, self._reason = probed.index, "probe"
         self._probe_looks = (rounds - 1) * stats.batch_size
+        self._probe_rounds = PROBE_STRETCH * (rounds - 1)
 
     def _worth_at_most(
         self, option: _Option, chosen: _Option, place: Place, rounds: int, change_s: float

@@ -48,7 +48,7 @@ def result() -> dict[str, Any]:
         "machine": {"cpu": "a CPU", "cores": 2, "memory_gib": 8.0, "gpus": [],
                     "load_average_at_start": [0.1, 0.1, 0.1]},
         "versions": {"torch": "1", "sglang": "2", "sglang-respec": "3", "commit": "abc"},
-        "load": {"requests": 64, "rounds": 3, "temperature": 1.0,
+        "load": {"requests": 64, "rounds": 3, "starts": 1, "slice_s": 2.0, "temperature": 1.0,
                  "answer_tokens": {"least": 20, "median": 100.0, "most": 400}},
         "measurements": [each.facts() for each in measured()],
     }  # fmt: skip
@@ -87,6 +87,9 @@ def test_the_section_and_the_plot(tmp_path: Path):
     assert "(3,1,4) 75%, plain 25%" in text
     assert "of plain (aim 1.00: held)" in text
     assert "quick trial" not in text
+    assert "slices of 2 s" in text
+    alone = {**result(), "load": {**result()["load"], "slice_s": None}}
+    assert "driven alone" in report.section(alone, None)
     assert "quick trial" in report.section({**result(), "quick": True}, None)
     report.plot(tmp_path / "plot.png", result())
     assert (tmp_path / "plot.png").stat().st_size > 1000
@@ -99,13 +102,26 @@ def test_another_file_is_no_result():
 
 def test_every_policy_comes_early_and_late():
     specs = [SimpleNamespace(name=str(i)) for i in range(4)]
-    order: dict[int, list[str]] = {}
-    for spec, round_, position in bench_policies.visits(specs, 4):
-        assert position == len(order.setdefault(round_, []))
-        order[round_].append(spec.name)
-    assert all(sorted(each) == ["0", "1", "2", "3"] for each in order.values())
-    places = [[names.index(str(i)) for names in order.values()] for i in range(4)]
+    orders = [
+        [each.name for each in bench_policies.visiting_order(specs, round_, 4)]
+        for round_ in range(4)
+    ]
+    assert all(sorted(each) == ["0", "1", "2", "3"] for each in orders)
+    places = [[names.index(str(i)) for names in orders] for i in range(4)]
     assert all(len(set(each)) > 1 for each in places)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "starts", "expected"),
+    [
+        (5, 1, [[0, 1, 2, 3, 4]]),
+        (5, 2, [[0, 1, 2], [3, 4]]),
+        (3, 3, [[0], [1], [2]]),
+        (2, 5, [[0], [1]]),
+    ],
+)
+def test_rounds_of_each_generation_of_servers(rounds: int, starts: int, expected: list[list[int]]):
+    assert bench_policies.generations(rounds, starts) == expected
 
 
 def options(**changes: Any) -> argparse.Namespace:

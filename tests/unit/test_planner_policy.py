@@ -13,7 +13,7 @@ from sglang_respec.core import PLAIN, PLAN_REASONS, RankCounts, SpeculationConfi
 from sglang_respec.errors import RespecError
 from sglang_respec.planner import Always, Fuzz, Planner, make_policy
 from sglang_respec.planner.contest import load_profile
-from sglang_respec.planner.planner import FIRST_ROUNDS, MAX_CONFIGS
+from sglang_respec.planner.planner import FIRST_ROUNDS, MAX_CONFIGS, PROBE_STRETCH
 
 CONFIGS = (CHAIN, LONG, TREE)
 
@@ -239,6 +239,18 @@ def test_a_probe_ends_when_its_question_is_answered(first_batch, probability):
         for config in (PLAIN, *configs)
     }
     assert speeds[mostly(plans[-50:])] > 0.97 * max(speeds.values())
+
+
+def test_a_probe_does_not_outgrow_its_rounds_while_the_batch_shrinks():
+    """Begun for so many requests at 64 of them, it would take 64 times its rounds at one."""
+    planner = Planner(profile(), CONFIGS)
+    while not _probes(planner.decide(stats(64))):
+        planner.record(record(batch=64, seconds=None))
+    looks, rounds = planner._probe_looks, 0
+    while _probes(planner.decide(stats(1))):
+        rounds += 1
+    assert 3 <= looks / 64
+    assert rounds <= PROBE_STRETCH * looks / 64
 
 
 def _probes(plan):
