@@ -38,7 +38,8 @@ class Measurement:
     switches: int
     catch_up_tokens: int
     catch_up_s: float
-    busy_s: Mapping[str, float] = field(default_factory=dict)  # by configuration
+    # By configuration; in slices also while others ran, so that its shares alone mean anything.
+    busy_s: Mapping[str, float] = field(default_factory=dict)
     decision_us: Mapping[str, float] = field(default_factory=dict)  # of the server so far
 
     @property
