@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     load = Load(
         batches=options.batches,
         rounds=options.rounds,
-        requests={size: size for size in options.batches},
+        requests=dict(zip(options.batches, options.requests, strict=True)),
         max_new_tokens=options.max_new_tokens,
         gate_prompts=16,
         accepted_prompts=0,
@@ -154,12 +154,17 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
+    add("--requests", type=numbers, default=(8, 32, 64), metavar="N,N",
+        help="of a load, by batch; a load of less than seconds scatters (8,32,64)")  # fmt: skip
     add("--rounds", type=int, default=5, help="times that all servers start anew (5)")
-    add("--turns", type=int, default=16, help="loads of each server and batch in a round (16)")
-    add("--max-new-tokens", type=int, default=32, help="longest answer (32)")
+    add("--turns", type=int, default=3, help="loads of each server and batch in a round (3)")
+    add("--max-new-tokens", type=int, default=64, help="longest answer (64)")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if len(options.requests) != len(options.batches):
+        parser.error("--requests names a number for each of --batches")
+    return options
 
 
 if __name__ == "__main__":
