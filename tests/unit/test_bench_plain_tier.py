@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,11 +33,42 @@ def test_a_ratio_is_the_median_turn_of_a_round_whatever_the_order() -> None:
         for turn in range(6)
         for server in (sorted(speeds) if turn < 3 else sorted(speeds, reverse=True))
     ]
-    cells = {each.server: each for each in bench_plain_tier.summary(rows, turns=3)}
+    cells = {each.server: each for each in bench_plain_tier.summary(rows, pairs=3)}
     ours = cells["ours"]
     assert (ours.ratio.low, ours.ratio.high) == (1.0, 1.05)
     assert (ours.tokens_per_s.low, ours.tokens_per_s.high) == (90, 210)
     assert cells[BASELINE].ratio.median == 1.0
+
+
+class Noted:
+    """Stands for the servers and their clients: writes down who was measured with whom."""
+
+    def __init__(self) -> None:
+        self.load = SimpleNamespace(batches=(1, 4))
+        self.seen: list[tuple[tuple[str, ...], int, int]] = []
+
+    def measure_in_slices(self, specs: list[Any], size: int, number: int) -> list[Measurement]:
+        names = tuple(each.name for each in specs)
+        self.seen.append((names, size, number))
+        return [measured(name, size, number, 100 + 10 * number) for name in names]
+
+
+def test_each_server_meets_stock_in_a_pair_of_its_own_and_both_begin_alike_often() -> None:
+    bench, specs = Noted(), [SimpleNamespace(name=name) for name in (BASELINE, "a", "b", "c")]
+    rows = [
+        each
+        for round_ in range(2)
+        for each in bench_plain_tier.one_round(bench, specs, 2, round_)  # type: ignore[arg-type]
+    ]
+    assert all(len(names) == 2 and BASELINE in names for names, _, _ in bench.seen)
+    first = Counter(names for names, _, _ in bench.seen)
+    assert {first[pair] for each in "abc" for pair in ((BASELINE, each), (each, BASELINE))} == {4}
+    numbers = [(size, number) for _, size, number in bench.seen]
+    assert sorted(numbers) == [(size, number) for size in (1, 4) for number in range(12)]
+    cells = bench_plain_tier.summary(rows, pairs=6)
+    assert {each.server: each.ratio.median for each in cells if each.batch == 4} == {
+        BASELINE: 1.0, "a": 1.0, "b": 1.0, "c": 1.0,
+    }  # fmt: skip
 
 
 def block(round_: int, server: str, forward_us: float, host_us: float) -> dict[str, Any]:
