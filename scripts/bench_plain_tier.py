@@ -6,8 +6,8 @@ in another order, so that what a process keeps for life, such as where its memor
 Within a round each of the others is paired with stock plain: both have a load at the same time and
 run in slices of a tenth of a second, one after the other, so that what else runs on the machine
 meets both; a load takes the time that its server was let run. In pairs, since a slice begins with
-the caches that the one before it left: among four, who ran after whom moved a ratio by 3 %. A ratio
-is the median of a round's turns.
+the caches that the one before it left: among four, who runs after whom would count. A ratio is the
+median of a round's turns.
 
   stock plain     SGLang without speculation
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step
@@ -30,7 +30,7 @@ from typing import Any
 
 import bench_report
 import bench_serving_report as report
-from bench_command import measure_and_tell, numbers, settle_threads
+from bench_command import measure_and_tell, numbers, positive, settle_threads
 from bench_report import Spread
 from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_report import BASELINE, Cell, Measurement
@@ -163,8 +163,8 @@ def parse_options() -> argparse.Namespace:
     add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
     add("--requests", type=numbers, default=(8, 32, 64), metavar="N,N",
         help="of a load, by batch; a load of less than seconds scatters (8,32,64)")  # fmt: skip
-    add("--rounds", type=int, default=5, help="times that all servers start anew (5)")
-    add("--turns", type=int, default=3, help="loads of each server and batch in a round (3)")
+    add("--rounds", type=positive, default=5, help="times that all servers start anew (5)")
+    add("--turns", type=positive, default=3, help="loads of each server and batch in a round (3)")
     add("--max-new-tokens", type=int, default=64, help="longest answer (64)")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")

@@ -268,8 +268,11 @@ def visiting_order(specs: Sequence[ServerSpec], round_: int, rounds: int) -> lis
 
 
 def generations(rounds: int, starts: int) -> list[list[int]]:
-    """The rounds of each generation of servers: all of them, in order, in `starts` fair shares."""
-    found: list[list[int]] = [[] for _ in range(min(starts, rounds))]
+    """The rounds of each generation of servers: all of them, in order, in `starts` fair shares.
+
+    starts: at most as many as rounds.
+    """
+    found: list[list[int]] = [[] for _ in range(starts)]
     for round_ in range(rounds):
         found[round_ * len(found) // rounds].append(round_)
     return found
@@ -338,6 +341,9 @@ def parse_options() -> argparse.Namespace:
         parser.error("give --model-path and --drafter-path together")
     options.requests = options.requests or (8 if options.quick else 64)
     options.rounds = options.rounds or (2 if options.quick else 5)
+    options.starts = min(options.starts, options.rounds)
+    if options.slice_s <= 0.0:
+        parser.error("--slice-s takes seconds above 0")
     options.max_new_tokens = options.max_new_tokens or (48 if options.quick else 640)
     return options
 

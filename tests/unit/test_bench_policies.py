@@ -117,7 +117,6 @@ def test_every_policy_comes_early_and_late():
         (5, 1, [[0, 1, 2, 3, 4]]),
         (5, 2, [[0, 1, 2], [3, 4]]),
         (3, 3, [[0], [1], [2]]),
-        (2, 5, [[0], [1]]),
     ],
 )
 def test_rounds_of_each_generation_of_servers(rounds: int, starts: int, expected: list[list[int]]):
