@@ -1,15 +1,16 @@
 """Measures what plain decoding costs with speculation loaded: our plain tier beside stock SGLang.
 
-Four servers of the same target answer the same prompts greedily on one machine. Nothing is timed
-before every server's tokens are those of stock plain decoding. Every round starts the servers anew,
-in another order, so that what a process keeps for life, such as where its memory lies, is averaged.
-Within a round each of the others is paired with stock plain: both have a load at the same time and
-run in slices of a tenth of a second, one after the other, so that what else runs on the machine
-meets both; a load takes the time that its server was let run. In pairs, since a slice begins with
-the caches that the one before it left: among four, who runs after whom would count. A ratio is the
-median of a round's turns.
+Servers of one target answer the same prompts greedily on one machine. Each of them meets stock
+plain in a pair: no other server runs, both are started side by side, and nothing is timed before
+their tokens are those of stock plain decoding. Then both have a load at the same time and run in
+slices of a tenth of a second, one after the other, so that what else runs on the machine meets
+both; a load takes the time that its server was let run. Every round starts every pair anew, since
+what a process is dealt at its start, such as where its memory lies, stays with it for life. Only
+two at a time: of many servers on a machine the last to start may be slower, stock or not. A ratio
+is the median of a round's turns.
 
   stock plain     SGLang without speculation
+  stock again     the same: how far two equal servers differ, which is what these figures can tell
   stock 0-step    SGLang's own idle tier: a verify of one node and a draft-extend, every step
   respec plain    our server with policy plain: no drafter at all
   respec ready    our plain tier between two speculative phases: it keeps hidden states
@@ -23,8 +24,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from bench_command import measure_and_tell, numbers, positive, settle_threads
 from bench_report import Spread
 from bench_servers import Pool, ServerSpec, speculation
 from bench_serving_report import BASELINE, Cell, Measurement
-from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar, rotated
+from bench_serving_run import Bench, Gate, Load, Prompts, progress_bar
 from rich.console import Console
 from time_slices import SLICE_S
 
@@ -42,6 +44,7 @@ from respec_server.bundled import demo_models
 from respec_server.device import cuda_devices
 
 LOGS = bench_report.ROOT / "run" / "bench_plain_tier"
+AGAIN = "stock again"
 ZERO_STEP = "stock 0-step"
 GOAL = 0.98  # of stock plain decoding, at every batch size
 SHAPE = (3, 1, 4)  # what the servers with a drafter hold ready
@@ -66,18 +69,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     facts = {"machine": bench_report.machine_facts(), "versions": bench_report.version_facts()}
     pairs = options.turns * (len(specs) - 1)  # of a round and batch
-    steps = load.rounds * (len(specs) + len(load.batches) * pairs)
+    steps = load.rounds * (len(specs) - 1) * (3 + len(load.batches) * options.turns)
     prompts, gate = Prompts(str(demo_models()[0])), Gate(exact=True)
     equal: dict[str, int] = {}
     measurements = []
     with progress_bar(Console(), steps) as progress:
-        for round_ in range(load.rounds):
-            with Pool(len(specs), LOGS) as pool:
+        for pair, turns in pairings(specs, load.rounds, options.turns):
+            with Pool(len(pair), LOGS) as pool:
                 bench = Bench(pool, prompts, load, gate, progress)
-                # Stock plain first in the first round: its tokens are the others' judge.
-                order = rotated(specs, round_, load.rounds)
-                equal = {spec.name: bench.probe(spec) for spec in order}
-                measurements += one_round(bench, specs, options.turns, round_)
+                bench.start(pair)
+                equal |= {spec.name: bench.probe(spec) for spec in pair}
+                measurements += one_pair(bench, pair, turns)
     return {
         "what": "output tokens/s of plain decoding, with and without speculation loaded",
         "command": bench_report.public_text(shlex.join(["python", *sys.argv])),
@@ -91,22 +93,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def one_round(
-    bench: Bench, specs: Sequence[ServerSpec], turns: int, round_: int
-) -> list[Measurement]:
-    """Of every batch and turn, one load of each pair; pairs are numbered on through the rounds.
+def pairings(
+    specs: Sequence[ServerSpec], rounds: int, turns: int
+) -> Iterator[tuple[list[ServerSpec], range]]:
+    """Stock, the first, with each of the others in every round, and the numbers of their turns.
 
-    Who begins changes from pair to pair of the same two servers.
+    Of each two now one begins and now the other. Stock begins the very first: its tokens are the
+    judge of all.
     """
-    stock, rivals = specs[0], specs[1:]
-    measured = []
-    for size in bench.load.batches:
-        for turn in range(turns):
-            for place, rival in enumerate(rivals):
-                number = (round_ * turns + turn) * len(rivals) + place
-                pair = [stock, rival] if (round_ + turn + place) % 2 == 0 else [rival, stock]
-                measured += bench.measure_in_slices(pair, size, number)
-    return measured
+    stock, *rivals = specs
+    for number, (round_, place) in enumerate(product(range(rounds), range(len(rivals)))):
+        pair = [stock, rivals[place]]
+        in_turn = pair if (round_ + place) % 2 == 0 else pair[::-1]
+        yield in_turn, range(number * turns, (number + 1) * turns)
+
+
+def one_pair(bench: Bench, pair: Sequence[ServerSpec], turns: range) -> list[Measurement]:
+    """A load on both, per batch and turn; who begins changes from turn to turn."""
+    return [
+        each
+        for size, (place, turn) in product(bench.load.batches, enumerate(turns))
+        for each in bench.measure_in_slices(pair[:: -1 if place % 2 else 1], size, turn)
+    ]
 
 
 def summary(measurements: Sequence[Measurement], pairs: int) -> list[Cell]:
@@ -144,6 +152,7 @@ def servers(options: argparse.Namespace) -> list[ServerSpec]:
     ready = (*speculative, "--respec-policy", NEVER_SPECULATING)
     return [
         ServerSpec(BASELINE, True, flags),
+        ServerSpec(AGAIN, True, flags),
         ServerSpec(ZERO_STEP, True, zero),
         ServerSpec("respec plain", False, (*speculative, "--respec-policy", "plain")),
         ServerSpec("respec ready", False, ready),
@@ -163,8 +172,8 @@ def parse_options() -> argparse.Namespace:
     add("--batches", type=numbers, default=(1, 16, 64), metavar="N,N", help="(1,16,64)")
     add("--requests", type=numbers, default=(8, 32, 64), metavar="N,N",
         help="of a load, by batch; a load of less than seconds scatters (8,32,64)")  # fmt: skip
-    add("--rounds", type=positive, default=5, help="times that all servers start anew (5)")
-    add("--turns", type=positive, default=3, help="loads of each server and batch in a round (3)")
+    add("--rounds", type=positive, default=6, help="times that every pair starts anew (6)")
+    add("--turns", type=positive, default=1, help="loads of each pair and batch in a round (1)")
     add("--max-new-tokens", type=int, default=64, help="longest answer (64)")
     add("--server-args", default="", metavar="FLAGS", help="flags for every server, in one text")
     add("--out", type=Path, help="the result's file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +71,7 @@ def default_alive() -> int:
 
 
 class Pool:
-    """Starts servers when they are asked for, one at a time, and stops all of them at the end.
+    """Starts servers when they are asked for, and stops all of them at the end.
 
     alive: at most so many run; then the one asked for least recently is stopped.
     """
@@ -82,32 +83,38 @@ class Pool:
 
     def url(self, spec: ServerSpec) -> str:
         if spec not in self._servers:
-            while len(self._servers) >= self._alive:
-                _, oldest = self._servers.popitem(last=False)
-                oldest.stop()
-            self._servers[spec] = self._start(spec)
+            self.start([spec])
         self._servers.move_to_end(spec)
         return self._servers[spec].url
+
+    def start(self, specs: Sequence[ServerSpec]) -> None:
+        """Start servers that do not run yet side by side, none of them before the others."""
+        while self._servers and len(self._servers) + len(specs) > self._alive:
+            _, oldest = self._servers.popitem(last=False)
+            oldest.stop()
+        for spec in specs:
+            self._servers[spec] = self._launched(spec)
+        try:
+            for spec in specs:
+                self._servers[spec].wait_until_ready()
+        except BaseException:
+            for spec in specs:
+                self._servers.pop(spec).stop()
+            raise
 
     def pid(self, spec: ServerSpec) -> int:
         """Of a server that was asked for before; its other processes are children of this one."""
         return self._servers[spec].pid
 
-    def _start(self, spec: ServerSpec) -> ServerProcess:
+    def _launched(self, spec: ServerSpec) -> ServerProcess:
         name = "".join(each if each.isalnum() else "-" for each in spec.name)
-        server = ServerProcess(
+        return ServerProcess(
             spec.arguments,
             command=STOCK_SERVE if spec.stock else RESPEC_SERVE,
             environ=spec.environ,
             log=self._logs / f"{name}.log",
             ready_timeout_s=1800.0,  # loading and graph capture of a large model
-        )
-        server.start()
-        try:
-            return server.wait_until_ready()
-        except BaseException:
-            server.stop()
-            raise
+        ).start()
 
     def __enter__(self) -> Pool:
         return self

@@ -98,6 +98,11 @@ class Bench:
     gate: Gate
     progress: Progress
 
+    def start(self, specs: Sequence[ServerSpec]) -> None:
+        """Start them side by side."""
+        with self._step(f"starting {' and '.join(each.name for each in specs)}"):
+            self.pool.start(specs)
+
     def probe(self, spec: ServerSpec) -> int:
         """How many answers of the probe set are those of stock plain."""
         prompts = self.prompts(self.load.gate_prompts)

@@ -53,21 +53,25 @@ class Noted:
         return [measured(name, size, number, 100 + 10 * number) for name in names]
 
 
-def test_each_server_meets_stock_in_a_pair_of_its_own_and_both_begin_alike_often() -> None:
-    bench, specs = Noted(), [SimpleNamespace(name=name) for name in (BASELINE, "a", "b", "c")]
+@pytest.mark.parametrize(("rounds", "turns"), [(4, 1), (2, 2)])
+def test_each_server_meets_stock_in_a_pair_of_its_own_and_both_begin_alike_often(
+    rounds: int, turns: int
+) -> None:
+    bench, specs = Noted(), [SimpleNamespace(name=name) for name in (BASELINE, "a", "b", "c", "d")]
     rows = [
         each
-        for round_ in range(2)
-        for each in bench_plain_tier.one_round(bench, specs, 2, round_)  # type: ignore[arg-type]
+        for pair, numbers in bench_plain_tier.pairings(specs, rounds, turns)  # type: ignore[arg-type]
+        for each in bench_plain_tier.one_pair(bench, pair, numbers)  # type: ignore[arg-type]
     ]
+    assert bench.seen[0][0][0] == BASELINE, "whose tokens are the others' judge"
     assert all(len(names) == 2 and BASELINE in names for names, _, _ in bench.seen)
     first = Counter(names for names, _, _ in bench.seen)
-    assert {first[pair] for each in "abc" for pair in ((BASELINE, each), (each, BASELINE))} == {4}
-    numbers = [(size, number) for _, size, number in bench.seen]
-    assert sorted(numbers) == [(size, number) for size in (1, 4) for number in range(12)]
-    cells = bench_plain_tier.summary(rows, pairs=6)
+    assert {first[pair] for each in "abcd" for pair in ((BASELINE, each), (each, BASELINE))} == {4}
+    seen = [(size, number) for _, size, number in bench.seen]
+    assert sorted(seen) == [(size, number) for size in (1, 4) for number in range(16)]
+    cells = bench_plain_tier.summary(rows, pairs=4 * turns)
     assert {each.server: each.ratio.median for each in cells if each.batch == 4} == {
-        BASELINE: 1.0, "a": 1.0, "b": 1.0, "c": 1.0,
+        BASELINE: 1.0, "a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0,
     }  # fmt: skip
 
 
