@@ -32,6 +32,18 @@ PLANNED_NAMES = (
         "the ring of hidden states is made after it",
     ),
     UpstreamName(
+        "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state",
+        "SpecAuxHiddenStateConfig.eagle_use_aux_hidden_state",
+        None,
+        "cleared where no drafter ever runs",
+    ),
+    UpstreamName(
+        _RUNNER,
+        "ModelRunner.init_attention_backends",
+        ("self",),
+        "reads it, after the workers are made",
+    ),
+    UpstreamName(
         _WORKER,
         "EAGLEWorkerV2.on_verify_complete_cpu",
         ("self", "num_correct_drafts_per_req", "batch_size"),

@@ -64,6 +64,10 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         # The prefix cache is keyed by the same question; see `prefix_keys`.
         self.never_drafts = never_drafts(self.settings, options_of(self.server_args))
         self.draft_worker.put_off = self.never_drafts
+        if self.never_drafts and not self.settings.samples_to:
+            # Nobody reads them, and capturing them costs every forward pass more than its sums:
+            # set before the attention backends are made, which is when SGLang reads it.
+            self.target_worker.model_runner.spec_aux_config.eagle_use_aux_hidden_state = False
         self._plain_now = False
         logger.info("respec: RespecWorker serves EAGLE3.")
 

@@ -5,6 +5,7 @@ and a drafter that was left behind is as good as one that ran all the time.
 """
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sampling_kinds import mixed_batch
 from serving import Servers, speculation
 from step_log import StepLogFile, mean_accepted
 
+from respec_server.bundled import demo_models
 from respec_server.process import ServerProcess
 
 pytestmark = pytest.mark.server
@@ -122,7 +124,7 @@ def test_log_probabilities_of_plain_steps(
 
 
 def test_hidden_states_for_who_asks(servers: Servers, prompts: list[list[int]]) -> None:
-    """Of every token, prefilled or decoded, as long as those that SGLang returns under EAGLE-3."""
+    """Of every token, prefilled or decoded, those of the last layer, as without speculation."""
     flags = ["--respec-policy", "plain", "--enable-return-hidden-states"]
     url = servers.get(*speculation(3, 1, 4), *flags).url
     four = {"temperature": 0.0, "max_new_tokens": 4, "ignore_eos": True}
@@ -130,7 +132,8 @@ def test_hidden_states_for_who_asks(servers: Servers, prompts: list[list[int]]) 
     (answer,) = generate(url, prompts[:1], four, concurrency=1, extra=extra).rollouts
     prefill, *decoded = answer.meta["hidden_states"]
     assert len(prefill) == len(prompts[0])
-    assert [len(each) for each in decoded] == [len(prefill[0])] * 3
+    width = json.loads((demo_models()[0] / "config.json").read_text())["hidden_size"]
+    assert [len(each) for each in (prefill[0], *decoded)] == [width] * 4
     assert len({tuple(each) for each in decoded}) == 3
 
 
