@@ -92,14 +92,15 @@ class Pool:
         while self._servers and len(self._servers) + len(specs) > self._alive:
             _, oldest = self._servers.popitem(last=False)
             oldest.stop()
-        for spec in specs:
-            self._servers[spec] = self._launched(spec)
         try:
+            for spec in specs:
+                self._servers[spec] = self._launched(spec)
             for spec in specs:
                 self._servers[spec].wait_until_ready()
         except BaseException:
             for spec in specs:
-                self._servers.pop(spec).stop()
+                if spec in self._servers:
+                    self._servers.pop(spec).stop()
             raise
 
     def pid(self, spec: ServerSpec) -> int:

@@ -63,12 +63,12 @@ def _observers() -> list[Callable[[str, int], None]]:
 class CollectingWorker(RespecWorker):
     """`RespecWorker`, whose rank 0 collects. The other ranks hold the same rows and leave them."""
 
+    captures_plain_steps = True  # on every rank alike
     destination: Destination | None = None
     drafter_version = policy_version = 0
 
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         super().alloc_memory_pool(*args, **kwargs)
-        self.captures_plain_steps = True  # on every rank alike
         if get_parallel().tp_rank != 0:
             return
         runner = self.target_worker.model_runner

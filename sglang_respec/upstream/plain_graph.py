@@ -12,7 +12,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 
 class PlainDecodeGraphRunner(DecodeCudaGraphRunner):
-    """SGLang's decode graph, captured with the auxiliary hidden states of every token."""
+    """SGLang's decode graph, captured with the hidden states of every token."""
 
     @property
     def return_hidden_states_mode(self) -> CaptureHiddenMode:

@@ -23,7 +23,8 @@ def decode_plainly(
     """Decodes every request's pending token; its KV goes to the slot after the committed ones.
 
     The scheduler has reserved that slot for a verify. Hidden states, if captured, are
-    `logits_output.hidden_states` [B, 3 * hidden]. The caller fills in `next_draft_input`.
+    `logits_output.hidden_states` [B, 3 * hidden], or [B, hidden] where no drafter ever runs. The
+    caller fills in `next_draft_input`.
     """
     runner = target_worker.model_runner
     committed = batch.seq_lens

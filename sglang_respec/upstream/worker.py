@@ -64,9 +64,8 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
         # The prefix cache is keyed by the same question; see `prefix_keys`.
         self.never_drafts = never_drafts(self.settings, options_of(self.server_args))
         self.draft_worker.put_off = self.never_drafts
-        if self.never_drafts and not self.settings.samples_to:
-            # Nobody reads them, and capturing them costs every forward pass more than its sums:
-            # set before the attention backends are made, which is when SGLang reads it.
+        self.captures_nothing = self.never_drafts and not self.captures_plain_steps
+        if self.captures_nothing:  # before SGLang makes attention backends, when it reads this
             self.target_worker.model_runner.spec_aux_config.eagle_use_aux_hidden_state = False
         self._plain_now = False
         logger.info("respec: RespecWorker serves EAGLE3.")
@@ -134,7 +133,7 @@ class RespecWorker(DrafterFeed, EAGLEWorkerV2):
             return super().forward_batch_generation(batch, *rest)
         if mode.is_extend() or batch.is_extend_in_batch:
             self.watching.prefilling(batch)
-            if self.never_drafts and not self.captures_plain_steps:
+            if self.captures_nothing:
                 return self._prefill_plainly(batch, on_publish)
             return super().forward_batch_generation(batch, *rest)
         if self.planning is None:
