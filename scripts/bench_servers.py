@@ -14,8 +14,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from bench_report import public_text
 
+from respec_server.cpu_environ import CPU_ENVIRON
 from respec_server.device import cuda_devices
-from respec_server.launch import CPU_ENVIRON
 from respec_server.process import RESPEC_SERVE, ServerProcess
 from sglang_respec.config import SWITCH_ENV
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from respec_server.bundled import demo_flags, demo_models
+from respec_server.cpu_environ import serve_with_cpu_environ
 from respec_server.device import cuda_devices
 from sglang_respec.config import (
     CONFIG_ENV,
@@ -37,18 +38,6 @@ from sglang_respec.refusals import refuse_unsupported
 
 DEFAULT_STEPS = 5
 DEFAULT_TOPK = 1
-
-# What SGLang should find in its environment where there is no GPU, unless the user set it.
-CPU_ENVIRON = {
-    # After a crash SGLang waits a minute for core dumps of GPUs; there are none.
-    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",
-    # A torch thread that waits by spinning takes the core from the one it waits for; with other
-    # work on the machine that more than halves the speed. Read when torch loads.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # The portable platform forks SGLang's processes, which is safe only before there are
-    # threads; numpy starts some when it loads, and nothing here needs them.
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 EPILOG = """\
 Every other flag goes to SGLang unchanged; `sglang serve --help` lists them.
@@ -75,6 +64,8 @@ class Launch:
 
 def serve(arguments: Sequence[str]) -> int:
     """Check everything that can be checked early, then run SGLang's server until it ends."""
+    if cuda_devices()[0] == 0:
+        serve_with_cpu_environ(arguments)
     launch = resolve(arguments, os.environ)
     preflight(launch, os.environ)
     _write_settings(launch.config)
@@ -154,9 +145,6 @@ def become_sglang(arguments: Sequence[str]) -> int:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="sglang")
     if not scripts:
         raise RespecError("SGLang is not installed in this environment; run `make install`.")
-    if cuda_devices()[0] == 0:
-        for name, value in CPU_ENVIRON.items():
-            os.environ.setdefault(name, value)
     run = next(iter(scripts)).load()
     sys.argv = ["sglang", "serve", *arguments]
     return int(run() or 0)
