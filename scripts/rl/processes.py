@@ -15,15 +15,12 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from respec_server.bundled import demo_flags, demo_models
+from respec_server.cpu_environ import CPU_ENVIRON
 from respec_server.process import RESPEC_SERVE, ServerFailed, ServerProcess
 from rl.records import Arm, Settings
 
 RESPEC_LEARN = (sys.executable, "-m", "respec_server", "learn")
-SINGLE_THREADED = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+SINGLE_THREADED = {**CPU_ENVIRON, "OMP_NUM_THREADS": "1"}
 LEARNER_READY_S = 180.0
 POLL_S = 0.5
 REQUEST_S = 120.0

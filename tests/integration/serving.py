@@ -13,14 +13,13 @@ import psutil
 import pytest
 
 from respec_server.bundled import demo_models
+from respec_server.cpu_environ import CPU_ENVIRON
 from respec_server.device import cuda_devices
 from respec_server.process import RESPEC_SERVE, ServerProcess
 
 Program = Literal["respec", "sglang"]
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LAUNCHPAD = str(Path(__file__).with_name("launchpad.py"))
-# Read when numpy and torch load: no threads, or SGLang's processes could not be forked.
-SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Three at most: plain, a chain and a tree; each holds a gigabyte and a half.
 ALIVE = 3
 
@@ -28,11 +27,6 @@ ALIVE = 3
 two_devices = pytest.mark.skipif(
     cuda_devices()[0] == 1 or (os.cpu_count() or 1) < 2, reason="two ranks need two devices"
 )
-
-
-def single_threaded() -> dict[str, str]:
-    """The environment of a server that a test starts by itself."""
-    return dict(SINGLE_THREADED)
 
 
 class Servers:
@@ -77,7 +71,8 @@ class Servers:
         settings = self._logs.parent / "respec.toml"
         # Threads as the demo has it; a server that names no policy keeps its shape.
         settings.write_text('portable_threads = 1\npolicy = "always"\n', encoding="utf-8")
-        environ = {**SINGLE_THREADED, "SGLANG_RESPEC_CONFIG": str(settings), **environ}
+        # All of it, or `respec serve` would start anew, outside of the launchpad.
+        environ = {**CPU_ENVIRON, "SGLANG_RESPEC_CONFIG": str(settings), **environ}
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
         server = ServerProcess(flags, command=self.command(program), environ=environ, log=log)
         server.start()
@@ -105,7 +100,7 @@ class Servers:
             with (self._logs.parent / "launchpad.log").open("wb") as log:
                 self._launchpad = subprocess.Popen(
                     [sys.executable, LAUNCHPAD, "serve", self._socket],
-                    env={**environ, **SINGLE_THREADED},
+                    env={**environ, **CPU_ENVIRON},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

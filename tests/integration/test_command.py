@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,6 +72,12 @@ def test_status_of_the_running_server(server):
 @pytest.mark.skipif(cuda_devices()[0] > 0, reason="the setting is for machines without a GPU")
 def test_a_setting_reaches_the_scheduler(server):
     assert status(server)["kv_total_tokens"] == KV_TOKENS
+
+
+@pytest.mark.skipif(cuda_devices()[0] > 0, reason="the setting is for machines without a GPU")
+def test_the_server_began_with_what_the_c_library_reads_once(server):
+    assert "GLIBC_TUNABLES" not in os.environ
+    assert "tcache_count=256" in psutil.Process(server.pid).environ()["GLIBC_TUNABLES"]
 
 
 def test_nothing_is_left_after_the_server(server, folder):

@@ -13,11 +13,12 @@ import torch
 from drafter_files import tensors, trained
 from rollouts import generate
 from safetensors.torch import save
-from serving import Servers, http_process, single_threaded, speculation
+from serving import Servers, http_process, speculation
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 from respec_server.bundled import demo_models
 from respec_server.client import DrafterClient
+from respec_server.cpu_environ import CPU_ENVIRON
 from respec_server.process import ServerProcess, free_port
 
 pytestmark = pytest.mark.server
@@ -132,7 +133,7 @@ def test_a_server_that_is_killed_between_stage_and_commit(
 
     def start() -> ServerProcess:
         return ServerProcess(
-            flags, command=servers.command("respec"), environ=single_threaded(), port=port
+            flags, command=servers.command("respec"), environ=CPU_ENVIRON, port=port
         )
 
     with start() as server:
