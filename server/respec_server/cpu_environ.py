@@ -29,7 +29,8 @@ CPU_ENVIRON = {
 def with_cpu_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment with what it lacks of CPU_ENVIRON; what the user set stays.
 
-    glibc's tunables share one variable: ours goes behind the user's unless they name it.
+    glibc's tunables share one variable: ours goes behind the user's, unless they name it or the
+    variable is empty.
     """
     found = {**CPU_ENVIRON, **environ}
     given = environ.get(TUNABLES, "")
